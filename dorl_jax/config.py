@@ -1,0 +1,136 @@
+"""Typed settings: read from TOML, override, save. Unknown keys are errors that name the nearest known one."""
+
+import dataclasses
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import tomli_w
+
+from dorl_jax.errors import InputError, suggest
+
+T = TypeVar("T")
+
+
+def setting(default: Any, help: str) -> Any:
+    """A dataclass field with a default and the sentence that `--help` shows for it."""
+    if isinstance(default, list | dict):
+        raise TypeError("settings are immutable: use a tuple")
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def section(settings_type: type[T]) -> T:
+    """A dataclass field that holds the settings of one part, all at their defaults."""
+    return dataclasses.field(default_factory=settings_type)  # type: ignore[return-value]
+
+
+def load(settings_type: type[T], path: str | os.PathLike[str], overrides: Mapping[str, str] | None = None) -> T:
+    """Settings from a TOML file.
+
+    Args:
+      settings_type: a (nested) frozen dataclass.
+      path: the file.
+      overrides: dotted key -> text, as typed on a command line (`{"train_cae.steps": "100"}`).
+
+    Raises:
+      InputError: no such file, no TOML, an unknown key, or a value of another type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no settings file at {path}")
+    try:
+        tree = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from error
+    return build(settings_type, tree, overrides, origin=str(path))
+
+
+def build(
+    settings_type: type[T],
+    tree: Mapping[str, Any],
+    overrides: Mapping[str, str] | None = None,
+    origin: str = "settings",
+) -> T:
+    """Settings from a tree of plain values, as TOML gives it, with `overrides` on top (see `load`)."""
+    merged = _copy(tree)
+    for key, text in (overrides or {}).items():
+        _override(settings_type, merged, key, text)
+    _check_keys(settings_type, merged, origin)
+    try:
+        # strict=False reads the numbers and truth values of a command line from their text.
+        return msgspec.convert(merged, settings_type, strict=False)
+    except msgspec.ValidationError as error:
+        raise InputError(f"{origin}: {error}") from error
+
+
+def as_tree(settings: Any) -> dict[str, Any]:
+    """The settings as plain values; keys without a value (None) are left out, as TOML has no null."""
+    return _without_none(msgspec.to_builtins(settings))
+
+
+def save(settings: Any, path: str | os.PathLike[str]) -> None:
+    """Write the settings as TOML, every default spelled out, atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(tomli_w.dumps(as_tree(settings)))
+    partial.replace(path)
+
+
+def expand_path(text: str, key: str) -> Path:
+    """A path in which `${NAME}` stands for an environment variable and `~` for the home folder.
+
+    Raises:
+      InputError: the variable is not set; `key` names the setting in the message.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise InputError(f"{key} = {text!r} needs the environment variable {name}, which is not set")
+        return os.environ[name]
+
+    return Path(re.sub(r"\$\{(\w+)\}", value, text)).expanduser()
+
+
+def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def _without_none(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _without_none(value) for key, value in tree.items() if value is not None}
+    return tree
+
+
+def _section_type(settings_type: Any, key: str) -> Any:
+    """The dataclass behind the field `key`, or None where the field is a plain value."""
+    found = next(f.type for f in dataclasses.fields(settings_type) if f.name == key)
+    return found if dataclasses.is_dataclass(found) else None
+
+
+def _check_keys(settings_type: Any, tree: Mapping[str, Any], origin: str, prefix: str = "") -> None:
+    known = [f.name for f in dataclasses.fields(settings_type)]
+    for key, value in tree.items():
+        if key not in known:
+            raise InputError(f"{origin}: unknown key {prefix + key!r}{suggest(key, known)}")
+        inner = _section_type(settings_type, key)
+        if inner is not None and isinstance(value, Mapping):
+            _check_keys(inner, value, origin, f"{prefix}{key}.")
+
+
+def _override(settings_type: Any, tree: dict[str, Any], key: str, text: str) -> None:
+    *sections, last = key.split(".")
+    for depth, name in enumerate(sections):
+        known = [f.name for f in dataclasses.fields(settings_type)]
+        if name not in known or (settings_type := _section_type(settings_type, name)) is None:
+            raise InputError(f"override {key!r}: no section {'.'.join(sections[: depth + 1])!r}{suggest(name, known)}")
+        tree = tree.setdefault(name, {})
+    try:
+        tree[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        tree[last] = text  # a bare word is a string

@@ -1,0 +1,1 @@
+"""PyTorch and safetensors checkpoints into dorl_jax models."""

@@ -1,0 +1,244 @@
+"""DoRL's cross-domain autoencoder: a masked autoencoder over the encoder's feature tokens (arXiv 2408.07467, 3.2)."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from dorl_jax.errors import InputError, suggest
+from dorl_jax.models.conv import ConvTranspose
+from dorl_jax.models.layers import AnyArray, Mlp, attend, layer_norm, linear, merge_heads, split_heads
+
+EPSILON = 1e-5
+# (kernel, stride, padding) of the image head; together they take a grid of 14 to 128 pixels.
+HEAD_LAYERS = ((4, 2, 1), (4, 2, 1), (4, 1, 1), (8, 1, 1), (8, 2, 1))
+
+
+@dataclass(frozen=True)
+class CaeConfig:
+    """Shape of the autoencoder; use a preset.
+
+    Attributes:
+      width: channels of a feature token, and of the latent vector.
+      grid: side of the token grid.
+      encoder_depth, decoder_depth: blocks.
+      heads: attention heads.
+      mask_ratio: share of the tokens hidden from the encoder in training.
+      projection: size of the projector's output.
+      head_channels: channels between the layers of the image head.
+    """
+
+    width: int = 768
+    grid: int = 14
+    encoder_depth: int = 12
+    decoder_depth: int = 4
+    heads: int = 12
+    mask_ratio: float = 0.75
+    projection: int = 50
+    head_channels: tuple[int, int, int, int] = (512, 256, 128, 64)
+
+    @classmethod
+    def vit_b(cls) -> "CaeConfig":
+        """For the features of SAM ViT-B: DoRL's own."""
+        return cls()
+
+    @classmethod
+    def vit_l(cls) -> "CaeConfig":
+        """For the features of SAM ViT-L."""
+        return cls(width=1024, heads=16)
+
+    @classmethod
+    def vit_h(cls) -> "CaeConfig":
+        """For the features of SAM ViT-H."""
+        return cls(width=1280, heads=16)
+
+    @classmethod
+    def tiny(cls) -> "CaeConfig":
+        """For the features of the tiny SAM: about 3 million parameters."""
+        return cls(width=192, encoder_depth=4, decoder_depth=2, heads=6, head_channels=(96, 64, 32, 16))
+
+    @classmethod
+    def preset(cls, variant: str) -> "CaeConfig":
+        """The preset of that name.
+
+        Raises:
+          InputError: no such preset.
+        """
+        known = ("tiny", "vit_b", "vit_l", "vit_h")
+        if variant not in known:
+            raise InputError(f"unknown variant {variant!r}{suggest(variant, known)}; known: {', '.join(known)}")
+        return getattr(cls, variant)()
+
+    @property
+    def tokens(self) -> int:
+        """Number of feature tokens."""
+        return self.grid**2
+
+    @property
+    def kept_tokens(self) -> int:
+        """Number of tokens the encoder sees in training."""
+        return int(self.tokens * (1 - self.mask_ratio))
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the image that the head reconstructs."""
+        size = self.grid
+        for kernel, stride, padding in HEAD_LAYERS:
+            size = (size - 1) * stride - 2 * padding + kernel
+        return size
+
+
+class Attention(nnx.Module):
+    """Self-attention without a bias on q, k and v."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
+        self.heads = heads
+        self.qkv = linear(width, 3 * width, use_bias=False, rngs=rngs, dtype=dtype)
+        self.proj = linear(width, width, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        q, k, v = (split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
+        return self.proj(merge_heads(attend(q * q.shape[-1] ** -0.5, k, v)))
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
+        self.norm1 = layer_norm(width, EPSILON, rngs=rngs, dtype=dtype)
+        self.attn = Attention(width, heads, rngs=rngs, dtype=dtype)
+        self.norm2 = layer_norm(width, EPSILON, rngs=rngs, dtype=dtype)
+        self.mlp = Mlp(width, 4 * width, rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def _small_normal(rngs: nnx.Rngs, shape: tuple[int, ...]) -> nnx.Param[Array]:
+    """Normal, sd 0.02. (The original truncates at +-2, a hundred standard deviations away.)"""
+    return nnx.Param(0.02 * rngs.params.normal(shape))
+
+
+class CaeEncoder(nnx.Module):
+    """Feature tokens, all or the kept ones, behind a learned cls token."""
+
+    def __init__(self, config: CaeConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
+        self.cls_token = _small_normal(rngs, (1, config.width))
+        self.pos_embedding = _small_normal(rngs, (config.tokens, config.width))
+        self.blocks = nnx.List(
+            Block(config.width, config.heads, rngs=rngs, dtype=dtype) for _ in range(config.encoder_depth)
+        )
+        self.norm = layer_norm(config.width, EPSILON, rngs=rngs, dtype=dtype)
+
+    def __call__(self, tokens: Float[AnyArray, "b t c"], kept: Int[AnyArray, "b k"] | None) -> Float[Array, "b n c"]:
+        x = tokens + self.pos_embedding[...]
+        if kept is not None:
+            x = jnp.take_along_axis(x, kept[:, :, None], axis=1)
+        cls = jnp.broadcast_to(self.cls_token[...], (x.shape[0], *self.cls_token.shape))
+        x = jnp.concatenate([cls, x], axis=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class CaeDecoder(nnx.Module):
+    """Encoded tokens at their places, mask tokens at the others -> all feature tokens."""
+
+    def __init__(self, config: CaeConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
+        self.mask_token = _small_normal(rngs, (1, config.width))
+        self.pos_embedding = _small_normal(rngs, (config.tokens + 1, config.width))
+        self.blocks = nnx.List(
+            Block(config.width, config.heads, rngs=rngs, dtype=dtype) for _ in range(config.decoder_depth)
+        )
+
+    def __call__(self, encoded: Float[Array, "b n c"], kept: Int[AnyArray, "b k"] | None) -> Float[Array, "b t c"]:
+        batch, _, width = encoded.shape
+        places = self.pos_embedding[...]
+        if kept is not None:
+            cls, seen = encoded[:, :1], encoded[:, 1:]
+            hidden = jnp.broadcast_to(self.mask_token[...].astype(encoded.dtype), (batch, places.shape[0] - 1, width))
+            filled = hidden.at[jnp.arange(batch)[:, None], kept].set(seen, unique_indices=True)
+            encoded = jnp.concatenate([cls, filled], axis=1)
+        x = encoded + places
+        for block in self.blocks:
+            x = block(x)
+        return x[:, 1:]
+
+
+class ImageHead(nnx.Module):
+    """Transposed convolutions with ReLU between them: token grid to RGB image, 1.0 for white."""
+
+    def __init__(self, config: CaeConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
+        channels = (config.width, *config.head_channels, 3)
+        self.layers = nnx.List(
+            ConvTranspose(a, b, kernel, stride=stride, padding=padding, rngs=rngs, dtype=dtype)
+            for a, b, (kernel, stride, padding) in zip(channels[:-1], channels[1:], HEAD_LAYERS, strict=True)
+        )
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b s s 3"]:
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = jax.nn.relu(layer(x))
+        return last(x)
+
+
+class Cae(nnx.Module):
+    """Masked autoencoder over feature tokens with an image head and a projector.
+
+    Parameters are fp32; `dtype` is that of the arithmetic (fp32 or bf16).
+    """
+
+    def __init__(self, config: CaeConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
+        self.config = config
+        self.encoder = CaeEncoder(config, rngs=rngs, dtype=dtype)
+        self.decoder = CaeDecoder(config, rngs=rngs, dtype=dtype)
+        self.image_head = ImageHead(config, rngs=rngs, dtype=dtype)
+        self.projector = linear(config.width, config.projection, rngs=rngs, dtype=dtype)
+
+    def encode(self, features: Float[AnyArray, "b h w c"]) -> Float[Array, "b c"]:
+        """The representation of a cell: the encoder's cls token, nothing masked.
+
+        Args:
+          features: (B, grid, grid, width), LoRA-SAM's tokens.
+        """
+        return self.encoder(self._tokens(features), None)[:, 0]
+
+    def __call__(
+        self, features: Float[AnyArray, "b h w c"], kept: Int[AnyArray, "b n"] | None = None
+    ) -> dict[str, Array]:
+        """Reconstruct.
+
+        Args:
+          features: (B, grid, grid, width), LoRA-SAM's tokens.
+          kept: row-major indices of the tokens that the encoder sees, distinct in each row; None for all.
+
+        Returns:
+          fp32 "feature" (B, grid, grid, width), "image" (B, S, S, 3) with values about 0..1, "projection"
+          (B, config.projection).
+        """
+        decoded = self.decoder(self.encoder(self._tokens(features), kept), kept)
+        grid = decoded.reshape(features.shape)
+        out = {
+            "feature": grid,
+            "image": self.image_head(grid),
+            "projection": self.projector(decoded.mean(axis=1)),
+        }
+        return {name: value.astype(jnp.float32) for name, value in out.items()}
+
+    def _tokens(self, features: Float[AnyArray, "b h w c"]) -> Float[AnyArray, "b t c"]:
+        config = self.config
+        if features.shape[1:] != (config.grid, config.grid, config.width):
+            raise ValueError(
+                f"expected features of shape (B, {config.grid}, {config.grid}, {config.width}), got {features.shape}"
+            )
+        return features.reshape(features.shape[0], config.tokens, config.width)
+
+
+def random_kept(key: Array, batch: int, config: CaeConfig) -> Int[Array, "b k"]:
+    """Indices of the tokens to keep, drawn without replacement for each sample; works inside jit."""
+    order = jnp.argsort(jax.random.uniform(key, (batch, config.tokens)), axis=1)
+    return order[:, : config.kept_tokens]

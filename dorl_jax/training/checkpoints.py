@@ -1,0 +1,124 @@
+"""Checkpoints of models and of trainings in progress. The only file that knows Orbax."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import msgspec
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from dorl_jax.errors import InputError, name_some
+from dorl_jax.models import Cae, CaeConfig, LoraSam, SamConfig
+
+M = TypeVar("M", bound=nnx.Module)
+T = TypeVar("T")
+
+
+def save_model(folder: Path, model: LoraSam | Cae) -> None:
+    """Write a model: its weights (Orbax) and `model.json`, its shape. An older model there is replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder.absolute() / "weights", _pure(nnx.state(model)), force=True)
+    described = {"kind": type(model).__name__, "config": msgspec.to_builtins(model.config)}
+    (folder / "model.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+def load_lora_sam(folder: Path) -> LoraSam:
+    """A model written by `save_model`.
+
+    Raises:
+      InputError: no such model, or its weights do not fit; the message lists both differences.
+    """
+    config = _read_config(folder, "LoraSam", SamConfig)
+    return _load(folder, lambda: LoraSam(config, rank=config.encoder.lora_rank, rngs=nnx.Rngs(0)))
+
+
+def load_cae(folder: Path) -> Cae:
+    """See `load_lora_sam`."""
+    config = _read_config(folder, "Cae", CaeConfig)
+    return _load(folder, lambda: Cae(config, rngs=nnx.Rngs(0)))
+
+
+def _read_config(folder: Path, kind: str, config_type: type[T]) -> T:
+    path = folder / "model.json"
+    if not path.is_file():
+        raise InputError(f"no model at {folder}: model.json is missing")
+    try:
+        described = json.loads(path.read_text())
+        if described["kind"] != kind:
+            raise InputError(f"{path} describes a {described['kind']}, expected a {kind}")
+        return msgspec.convert(described["config"], config_type)
+    except (json.JSONDecodeError, KeyError, TypeError, msgspec.ValidationError) as error:
+        raise InputError(f"{path} does not describe a model: {error!r}") from error
+
+
+def _load(folder: Path, make: Any) -> Any:
+    weights = folder.absolute() / "weights"
+    if not weights.is_dir():
+        raise InputError(f"no weights at {weights}")
+    graph, state = nnx.split(nnx.eval_shape(make))
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _pure(state))
+    with ocp.StandardCheckpointer() as checkpointer:
+        _compare(weights, _shapes(checkpointer.metadata(weights).item_metadata.tree), _shapes(expected))
+        nnx.replace_by_pure_dict(state, checkpointer.restore(weights, expected))
+    return nnx.merge(graph, state)
+
+
+def _pure(state: nnx.State) -> dict[str, Any]:
+    """Nested dictionaries with text keys, as every checkpoint format can hold."""
+    return _text_keys(nnx.to_pure_dict(state))
+
+
+def _text_keys(tree: Any) -> Any:
+    return {str(key): _text_keys(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    """Leaf path -> shape and type, as text."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {".".join(str(part.key) for part in path): f"{tuple(x.shape)} {x.dtype}" for path, x in leaves}
+
+
+def _compare(place: Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+    differing = [k for k in expected.keys() & found.keys() if found[k] != expected[k]]
+    problems = []
+    if missing:
+        problems.append(f"missing {name_some(sorted(missing))}")
+    if extra:
+        problems.append(f"unknown {name_some(sorted(extra))}")
+    if differing:
+        problems.append("other shape " + name_some(f"{k}: {found[k]}, not {expected[k]}" for k in sorted(differing)))
+    if problems:
+        raise InputError(f"the checkpoint {place} does not fit the model: " + "; ".join(problems))
+
+
+class TrainingCheckpoints:
+    """The last states of a training, written in the background, each whole or not at all."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def restore(self, state: T) -> tuple[T, Any] | None:
+        """The newest state, placed as the given one is, with the data iterator's; None if there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=args)
+        return restored["state"], restored["data"]
+
+    def save(self, step: int, state: Any, iterator: Any) -> None:
+        """Begin to write the state after `step` steps, with that of the data iterator (plain values)."""
+        data = ocp.args.JsonSave(iterator)
+        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=data))
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._manager.close()

@@ -21,7 +21,7 @@ def parity_augment(
     if rng.random() > 0.5:
         return _turn_and_flip(image, mask, turns=int(rng.integers(4)), axis=int(rng.integers(2)))
     if rng.random() > 0.5:
-        matrix = _rotate_zoom(image.shape[:2], degrees=int(rng.integers(*_ROTATION)))
+        matrix = _rotate_zoom(image.shape[:2], degrees=float(rng.integers(*_ROTATION)))
         size = image.shape[1::-1]
         turned = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_NEAREST)
         return turned, cv2.warpAffine(mask.astype(np.uint8), matrix, size, flags=cv2.INTER_NEAREST).astype(

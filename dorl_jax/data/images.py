@@ -104,8 +104,8 @@ def resize_image(
 def resize_mask(mask: Bool[np.ndarray, "h w"], size: int | tuple[int, int]) -> Bool[np.ndarray, "h2 w2"]:
     """The mask at `size` (as in `resize_image`), each pixel that of the nearest pixel centre.
 
-    Pixel i of n takes source pixel floor((i + 1/2) * m / n) of m: PyTorch's `nearest-exact` and OpenCV's
-    INTER_NEAREST_EXACT, not PyTorch's `nearest`, which is half a pixel off.
+    Pixel i of n takes source pixel floor((i + 1/2) * m / n) of m: PyTorch's `nearest-exact` (and OpenCV's
+    INTER_NEAREST_EXACT but for some ties), not PyTorch's `nearest`, which is half a pixel off.
     """
     height, width = _height_width(size)
     return mask[_nearest(mask.shape[0], height)[:, None], _nearest(mask.shape[1], width)]

@@ -16,17 +16,24 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from dorl_jax.data.drawing import (
+    Canvas,
+    Colour,
+    Density,
+    Drawing,
+    Layer,
+    Point,
+    Points,
+    blob,
+    direction,
+    lay,
+    optical_density,
+    scatter,
+    within,
+)
 from dorl_jax.errors import InputError, suggest
 
 CLASSES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil")
-
-Colour = tuple[int, int, int]
-Points = Float[np.ndarray, "n 2"]
-Layer = UInt8[np.ndarray, "h w"]
-
-_OVERSAMPLING = 2
-# Fixed point of OpenCV's polygon coordinates: 1/16 pixel.
-_SHIFT = 4
 
 
 @dataclass(frozen=True)
@@ -172,14 +179,14 @@ def draw_cell(
         raise InputError(
             f"no synthetic cell {label!r}{suggest(label, CLASSES)}; there are: {', '.join(CLASSES)}"
         )
-    canvas = _Canvas(laboratory.side, laboratory.pixels_per_micrometre)
+    canvas = Canvas(laboratory.side, laboratory.pixels_per_micrometre)
     density = np.zeros((laboratory.side, laboratory.side, 3), np.float32)
     _red_cells(density, canvas, laboratory, rng)
     _platelets(density, canvas, laboratory, rng)
     middle = canvas.micrometres / 2 + rng.uniform(-0.08, 0.08, 2) * canvas.micrometres
     body, nucleus = _KINDS[label](density, canvas, laboratory, middle, rng)
 
-    light = _optical_density(laboratory.background) - np.log(_uneven_light(laboratory, rng))[..., None]
+    light = optical_density(laboratory.background) - np.log(_uneven_light(laboratory, rng))[..., None]
     image = 255 * np.exp(-(density * rng.normal(1, 0.06) + light))
     image *= rng.normal(1, 0.012, 3).astype(np.float32)
     image = cv2.GaussianBlur(image, (0, 0), laboratory.blur * rng.uniform(0.7, 1.3))
@@ -211,6 +218,8 @@ def write_laboratories(root: Path, cells_per_class: int = 24, laboratories: int 
         raise InputError(f"{laboratories} synthetic laboratories wanted; there are 1 to {len(LABORATORIES)}")
     if cells_per_class < 1:
         raise InputError(f"{cells_per_class} synthetic cells a class wanted; at least 1 is needed")
+    if seed < 0:
+        raise InputError(f"seed {seed} for the synthetic cells: it must not be negative")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise InputError(f"{root} exists already: remove it or name another folder for the synthetic cells")
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -250,93 +259,17 @@ def _write_laboratory(
         writer.writerows(rows)
 
 
-class _Canvas:
-    """Draws shapes given in micrometres into coverage layers (0..255) at the image's resolution."""
-
-    def __init__(self, side: int, pixels_per_micrometre: float) -> None:
-        self.side = side
-        self.micrometres = side / pixels_per_micrometre
-        self._scale = pixels_per_micrometre * _OVERSAMPLING
-        self.pixels_per_micrometre = pixels_per_micrometre
-
-    def empty(self) -> Layer:
-        """A layer to draw on; `finish` brings it to the image's resolution."""
-        return np.zeros((self.side * _OVERSAMPLING,) * 2, np.uint8)
-
-    def fill(self, layer: Layer, outline: Points, value: int = 255) -> None:
-        """A filled polygon of (x, y) corners."""
-        corners = np.round((outline * self._scale - 0.5) * 2**_SHIFT).astype(np.int32)
-        cv2.fillPoly(layer, [corners], value, cv2.LINE_8, _SHIFT)
-
-    def stroke(self, layer: Layer, path: Points, width: float, value: int = 255) -> None:
-        """A line of round ends through the points."""
-        corners = np.round((path * self._scale - 0.5) * 2**_SHIFT).astype(np.int32)
-        thickness = max(1, round(width * self._scale))
-        cv2.polylines(layer, [corners], False, value, thickness, cv2.LINE_8, _SHIFT)
-
-    def dots(self, layer: Layer, centres: Points, radii: Float[np.ndarray, " n"], value: int = 255) -> None:
-        """Filled circles."""
-        fixed = 2**_SHIFT
-        places = np.round((centres * self._scale - 0.5) * fixed).astype(int).tolist()
-        for (x, y), radius in zip(places, (radii * self._scale * fixed).astype(int).tolist(), strict=True):
-            cv2.circle(layer, (x, y), radius, value, -1, cv2.LINE_8, _SHIFT)
-
-    def finish(self, layer: Layer) -> Layer:
-        """The layer averaged down."""
-        return cv2.resize(layer, (self.side, self.side), interpolation=cv2.INTER_AREA)
-
-    def texture(self, rng: np.random.Generator, grain: float) -> Float[np.ndarray, "side side"]:
-        """Smooth noise of about unit variance with spots of `grain` micrometres."""
-        cells = max(2, round(self.micrometres / grain))
-        noise = rng.standard_normal((cells, cells), dtype=np.float32)
-        return cv2.resize(noise, (self.side, self.side), interpolation=cv2.INTER_CUBIC)
-
-
-def _optical_density(colour: Colour) -> Float[np.ndarray, " 3"]:
-    return -np.log(np.asarray(colour, np.float32) / 255)
-
-
-def _lay(
-    density: Float[np.ndarray, "side side 3"],
-    layer: Layer,
-    colour: Colour,
-    amount: Float[np.ndarray, "side side"] | float = 1.0,
-) -> None:
-    """Replace what lies under the layer by `amount` of a dye."""
-    cover = (layer.astype(np.float32) / 255)[..., None]
-    dye = np.asarray(amount, np.float32)[..., None] * _optical_density(colour)
-    density += cover * (dye - density)
-
-
-def _blob(
-    rng: np.random.Generator,
-    middle: Points,
-    radius: float,
-    roughness: float = 0.04,
-    stretch: float = 1.0,
-    angle: float = 0.0,
-    waves: int = 5,
-) -> Points:
-    """A closed outline about `middle`: an ellipse whose radius wavers by about `roughness` of itself."""
-    turn = np.linspace(0, 2 * np.pi, 72, endpoint=False)
-    orders = np.arange(2, 2 + waves)
-    sizes = rng.normal(0, roughness, waves) / np.sqrt(orders - 1)
-    phases = rng.uniform(0, 2 * np.pi, waves)
-    length = radius * (1 + (sizes[:, None] * np.cos(orders[:, None] * turn + phases[:, None])).sum(0))
-    x, y = length * np.cos(turn) * np.sqrt(stretch), length * np.sin(turn) / np.sqrt(stretch)
-    cos, sin = np.cos(angle), np.sin(angle)
-    return np.stack([cos * x - sin * y, sin * x + cos * y], -1) + middle
-
-
-def _scatter(rng: np.random.Generator, middle: Points, radius: float, count: int) -> Points:
-    """Points spread evenly over a disc."""
-    turn, out = rng.uniform(0, 2 * np.pi, count), radius * np.sqrt(rng.random(count))
-    return np.stack([out * np.cos(turn), out * np.sin(turn)], -1) + middle
+def _uneven_light(laboratory: Laboratory, rng: np.random.Generator) -> Float[np.ndarray, "side side"]:
+    """Relative brightness, 1 at the bright side."""
+    x, y = direction(rng.uniform(0, 2 * np.pi))
+    line = np.linspace(-0.5, 0.5, laboratory.side, dtype=np.float32)
+    fall = rng.uniform(0, laboratory.uneven_light)
+    return (1 - fall * (0.5 + (x * line + y * line[:, None]) / np.sqrt(2))).astype(np.float32)
 
 
 def _red_cells(
-    density: Float[np.ndarray, "side side 3"],
-    canvas: _Canvas,
+    density: Density,
+    canvas: Canvas,
     laboratory: Laboratory,
     rng: np.random.Generator,
 ) -> None:
@@ -344,36 +277,36 @@ def _red_cells(
     layer = canvas.empty()
     for place in rng.uniform(-3, canvas.micrometres + 3, (count, 2)):
         radius, stretch, angle = rng.normal(3.6, 0.25), rng.uniform(1, 1.25), rng.uniform(0, np.pi)
-        outline = _blob(rng, place, radius, 0.02, stretch, angle)
+        outline = blob(rng, place, radius, 0.02, stretch, angle)
         depth = int(rng.uniform(150, 255))
         pallor = rng.uniform(0.25, 0.5)
         canvas.fill(layer, outline, depth)
         canvas.fill(layer, place + pallor * (outline - place), int(depth * rng.uniform(0.35, 0.8)))
     soft = cv2.GaussianBlur(canvas.finish(layer), (0, 0), 0.35 * canvas.pixels_per_micrometre)
     edge = canvas.finish((layer > 0).astype(np.uint8) * 255)
-    _lay(density, edge, laboratory.red_cell, soft.astype(np.float32) / 255)
+    lay(density, edge, laboratory.red_cell, soft.astype(np.float32) / 255)
 
 
 def _platelets(
-    density: Float[np.ndarray, "side side 3"],
-    canvas: _Canvas,
+    density: Density,
+    canvas: Canvas,
     laboratory: Laboratory,
     rng: np.random.Generator,
 ) -> None:
     layer = canvas.empty()
     for place in rng.uniform(0, canvas.micrometres, (rng.poisson(0.8), 2)):
-        canvas.fill(layer, _blob(rng, place, rng.uniform(0.7, 1.3), 0.1))
+        canvas.fill(layer, blob(rng, place, rng.uniform(0.7, 1.3), 0.1))
     if layer.any():
         amount = np.clip(0.5 + 0.25 * canvas.texture(rng, 0.5), 0.1, 1)
-        _lay(density, canvas.finish(layer), laboratory.dark_granule, amount)
+        lay(density, canvas.finish(layer), laboratory.dark_granule, amount)
 
 
 Body = tuple[Layer, Layer]
 
 
 def _lay_body(
-    density: Float[np.ndarray, "side side 3"],
-    canvas: _Canvas,
+    density: Density,
+    canvas: Canvas,
     rng: np.random.Generator,
     outline: Points,
     colour: Colour,
@@ -386,15 +319,15 @@ def _lay_body(
     layer = canvas.finish(drawn)
     inside = cv2.GaussianBlur(layer, (0, 0), 0.8 * canvas.pixels_per_micrometre).astype(np.float32) / 255
     cloud = 1 + unevenness * canvas.texture(rng, 1.2) + 0.5 * unevenness * canvas.texture(rng, 0.4)
-    _lay(density, layer, colour, amount * np.clip(cloud + 0.35 * (1 - inside), 0.2, 2))
+    lay(density, layer, colour, amount * np.clip(cloud + 0.35 * (1 - inside), 0.2, 2))
     return layer
 
 
 def _lay_nucleus(
-    density: Float[np.ndarray, "side side 3"],
-    canvas: _Canvas,
+    density: Density,
+    canvas: Canvas,
     rng: np.random.Generator,
-    drawn: Layer,
+    drawn: Drawing,
     colour: Colour,
     amount: float = 1.0,
     clumps: float = 0.15,
@@ -402,17 +335,13 @@ def _lay_nucleus(
     """The nucleus: chromatin in clumps of some tenths of a micrometre, paler between."""
     layer = canvas.finish(drawn)
     chromatin = 1 + clumps * canvas.texture(rng, 0.9) + 0.6 * clumps * canvas.texture(rng, 0.4)
-    _lay(density, layer, colour, amount * np.clip(chromatin, 0.3, 1.8))
+    lay(density, layer, colour, amount * np.clip(chromatin, 0.3, 1.8))
     return layer
 
 
-def _within(layer: Layer, body: Layer) -> Layer:
-    return np.minimum(layer, body)
-
-
 def _lobes(
-    canvas: _Canvas, rng: np.random.Generator, middle: Points, count: int, radius: float, spread: float
-) -> Layer:
+    canvas: Canvas, rng: np.random.Generator, middle: Point, count: int, radius: float, spread: float
+) -> Drawing:
     """Lobes along an arc about `middle`, each tied to the next by a thin strand."""
     drawn = canvas.empty()
     start = rng.uniform(0, 2 * np.pi)
@@ -424,7 +353,7 @@ def _lobes(
     places = np.stack([out * np.cos(turns), out * np.sin(turns)], -1) + middle
     for place, turn in zip(places, turns, strict=True):
         size = radius * rng.uniform(0.85, 1.15)
-        outline = _blob(rng, place, size, 0.07, rng.uniform(1.1, 1.5), turn + np.pi / 2 + rng.normal(0, 0.3))
+        outline = blob(rng, place, size, 0.07, rng.uniform(1.1, 1.5), turn + np.pi / 2 + rng.normal(0, 0.3))
         canvas.fill(drawn, outline)
     along = np.linspace(turns[0], turns[-1], 24)
     reach = np.interp(along, turns, out)
@@ -434,108 +363,108 @@ def _lobes(
 
 
 def _neutrophil(
-    density: Float[np.ndarray, "side side 3"],
-    canvas: _Canvas,
+    density: Density,
+    canvas: Canvas,
     laboratory: Laboratory,
-    middle: Points,
+    middle: Point,
     rng: np.random.Generator,
 ) -> Body:
     radius = rng.normal(6.3, 0.4)
-    outline = _blob(rng, middle, radius, 0.03, rng.uniform(1, 1.15), rng.uniform(0, np.pi))
+    outline = blob(rng, middle, radius, 0.03, rng.uniform(1, 1.15), rng.uniform(0, np.pi))
     body = _lay_body(density, canvas, rng, outline, laboratory.cytoplasm)
     grains = canvas.empty()
-    canvas.dots(grains, _scatter(rng, middle, radius, 220), rng.uniform(0.1, 0.2, 220))
+    canvas.dots(grains, scatter(rng, middle, radius, 220), rng.uniform(0.1, 0.2, 220))
     # Fine granules: the cytoplasm's own colour, deeper.
-    _lay(density, _within(canvas.finish(grains), body), laboratory.cytoplasm, 1.9)
+    lay(density, within(canvas.finish(grains), body), laboratory.cytoplasm, 1.9)
     count = int(rng.choice([2, 3, 4, 5], p=[0.2, 0.4, 0.3, 0.1]))
     size = {2: 2.5, 3: 2.05, 4: 1.75, 5: 1.55}[count]
     drawn = _lobes(canvas, rng, middle, count, size * radius / 6.3, 0.44 * radius)
-    return body, _within(_lay_nucleus(density, canvas, rng, drawn, laboratory.nucleus), body)
+    return body, within(_lay_nucleus(density, canvas, rng, drawn, laboratory.nucleus), body)
 
 
 def _eosinophil(
-    density: Float[np.ndarray, "side side 3"],
-    canvas: _Canvas,
+    density: Density,
+    canvas: Canvas,
     laboratory: Laboratory,
-    middle: Points,
+    middle: Point,
     rng: np.random.Generator,
 ) -> Body:
     radius = rng.normal(6.6, 0.4)
-    outline = _blob(rng, middle, radius, 0.03, rng.uniform(1, 1.15), rng.uniform(0, np.pi))
+    outline = blob(rng, middle, radius, 0.03, rng.uniform(1, 1.15), rng.uniform(0, np.pi))
     body = _lay_body(density, canvas, rng, outline, laboratory.cytoplasm)
     # In two depths, so that granules that touch stay apart by eye.
     for amount in (0.75, 1.1):
         grains = canvas.empty()
-        canvas.dots(grains, _scatter(rng, middle, 0.97 * radius, 150), rng.uniform(0.26, 0.42, 150))
-        _lay(density, _within(canvas.finish(grains), body), laboratory.orange_granule, amount)
+        canvas.dots(grains, scatter(rng, middle, 0.97 * radius, 150), rng.uniform(0.26, 0.42, 150))
+        lay(density, within(canvas.finish(grains), body), laboratory.orange_granule, amount)
     count = int(rng.choice([2, 3], p=[0.9, 0.1]))
-    away = rng.uniform(0, 0.15) * radius * _direction(rng.uniform(0, 2 * np.pi))
+    away = rng.uniform(0, 0.15) * radius * direction(rng.uniform(0, 2 * np.pi))
     drawn = _lobes(canvas, rng, middle + away, count, 0.34 * radius, 0.42 * radius)
-    return body, _within(_lay_nucleus(density, canvas, rng, drawn, laboratory.nucleus, 0.95), body)
+    return body, within(_lay_nucleus(density, canvas, rng, drawn, laboratory.nucleus, 0.95), body)
 
 
 def _lymphocyte(
-    density: Float[np.ndarray, "side side 3"],
-    canvas: _Canvas,
+    density: Density,
+    canvas: Canvas,
     laboratory: Laboratory,
-    middle: Points,
+    middle: Point,
     rng: np.random.Generator,
 ) -> Body:
     radius = rng.normal(4.6, 0.4)
-    outline = _blob(rng, middle, radius, 0.03, rng.uniform(1, 1.12), rng.uniform(0, np.pi))
+    outline = blob(rng, middle, radius, 0.03, rng.uniform(1, 1.12), rng.uniform(0, np.pi))
     body = _lay_body(density, canvas, rng, outline, laboratory.blue_cytoplasm, 1.1)
     share = rng.uniform(0.8, 0.9)
-    place = middle + rng.uniform(0.3, 0.9) * (1 - share) * radius * _direction(rng.uniform(0, 2 * np.pi))
+    place = middle + rng.uniform(0.3, 0.9) * (1 - share) * radius * direction(rng.uniform(0, 2 * np.pi))
     drawn = canvas.empty()
-    canvas.fill(drawn, _blob(rng, place, share * radius, 0.025, rng.uniform(1, 1.08), rng.uniform(0, np.pi)))
-    return body, _within(_lay_nucleus(density, canvas, rng, drawn, laboratory.nucleus, 1.05, 0.1), body)
+    canvas.fill(drawn, blob(rng, place, share * radius, 0.025, rng.uniform(1, 1.08), rng.uniform(0, np.pi)))
+    return body, within(_lay_nucleus(density, canvas, rng, drawn, laboratory.nucleus, 1.05, 0.1), body)
 
 
 def _monocyte(
-    density: Float[np.ndarray, "side side 3"],
-    canvas: _Canvas,
+    density: Density,
+    canvas: Canvas,
     laboratory: Laboratory,
-    middle: Points,
+    middle: Point,
     rng: np.random.Generator,
 ) -> Body:
     radius = rng.normal(8.0, 0.5)
-    outline = _blob(rng, middle, radius, 0.055, rng.uniform(1, 1.2), rng.uniform(0, np.pi))
+    outline = blob(rng, middle, radius, 0.055, rng.uniform(1, 1.2), rng.uniform(0, np.pi))
     body = _lay_body(density, canvas, rng, outline, laboratory.blue_cytoplasm, 0.85, 0.18)
     # A horseshoe or kidney: a thick arc, the thicker the shorter its opening.
     opening, half = rng.uniform(0, 2 * np.pi), rng.uniform(0.45, 0.72) * np.pi
     reach, width = 0.4 * radius, rng.uniform(0.52, 0.68) * radius
-    centre = middle + 0.1 * radius * _direction(opening + np.pi)
+    centre = middle + 0.1 * radius * direction(opening + np.pi)
     drawn = canvas.empty()
     turns = opening + np.pi + np.linspace(-half, half, 7)
     for turn in turns:
-        place = centre + reach * _direction(turn)
-        canvas.fill(drawn, _blob(rng, place, width / 2 * rng.uniform(0.9, 1.1), 0.05))
+        place = centre + reach * direction(turn)
+        canvas.fill(drawn, blob(rng, place, width / 2 * rng.uniform(0.9, 1.1), 0.05))
     canvas.stroke(drawn, centre + reach * np.stack([np.cos(turns), np.sin(turns)], -1), 0.8 * width)
-    nucleus = _within(_lay_nucleus(density, canvas, rng, drawn, laboratory.nucleus, 0.72, 0.24), body)
+    nucleus = within(_lay_nucleus(density, canvas, rng, drawn, laboratory.nucleus, 0.72, 0.24), body)
     bubbles = canvas.empty()
     count = int(rng.integers(3, 10))
-    canvas.dots(bubbles, _scatter(rng, middle, 0.95 * radius, count), rng.uniform(0.3, 0.6, count))
-    outside = _within(_within(canvas.finish(bubbles), body), 255 - nucleus)
-    _lay(density, outside, laboratory.blue_cytoplasm, 0.15)
+    canvas.dots(bubbles, scatter(rng, middle, 0.95 * radius, count), rng.uniform(0.3, 0.6, count))
+    outside = within(within(canvas.finish(bubbles), body), 255 - nucleus)
+    lay(density, outside, laboratory.blue_cytoplasm, 0.15)
     return body, nucleus
 
 
 def _basophil(
-    density: Float[np.ndarray, "side side 3"],
-    canvas: _Canvas,
+    density: Density,
+    canvas: Canvas,
     laboratory: Laboratory,
-    middle: Points,
+    middle: Point,
     rng: np.random.Generator,
 ) -> Body:
     radius = rng.normal(5.8, 0.4)
-    outline = _blob(rng, middle, radius, 0.045, rng.uniform(1, 1.12), rng.uniform(0, np.pi))
+    outline = blob(rng, middle, radius, 0.045, rng.uniform(1, 1.12), rng.uniform(0, np.pi))
     body = _lay_body(density, canvas, rng, outline, laboratory.cytoplasm, 1.3)
     drawn = _lobes(canvas, rng, middle, int(rng.integers(2, 4)), 0.46 * radius, 0.34 * radius)
-    nucleus = _within(_lay_nucleus(density, canvas, rng, drawn, laboratory.nucleus, 0.62, 0.2), body)
+    nucleus = within(_lay_nucleus(density, canvas, rng, drawn, laboratory.nucleus, 0.62, 0.2), body)
     grains = canvas.empty()
     count = int(rng.integers(70, 150))
-    canvas.dots(grains, _scatter(rng, middle, 0.97 * radius, count), rng.uniform(0.25, 0.5, count))
-    _lay(density, _within(canvas.finish(grains), body), laboratory.dark_granule, rng.uniform(0.9, 1.1))
+    canvas.dots(grains, scatter(rng, middle, 0.97 * radius, count), rng.uniform(0.25, 0.5, count))
+    lay(density, within(canvas.finish(grains), body), laboratory.dark_granule, rng.uniform(0.9, 1.1))
     return body, nucleus
 
 
@@ -546,15 +475,3 @@ _KINDS: dict[str, Callable[..., Body]] = {
     "eosinophil": _eosinophil,
     "basophil": _basophil,
 }
-
-
-def _direction(turn: float) -> Points:
-    return np.array([np.cos(turn), np.sin(turn)])
-
-
-def _uneven_light(laboratory: Laboratory, rng: np.random.Generator) -> Float[np.ndarray, "side side"]:
-    """Relative brightness, 1 at the bright side."""
-    x, y = _direction(rng.uniform(0, 2 * np.pi))
-    line = np.linspace(-0.5, 0.5, laboratory.side, dtype=np.float32)
-    fall = rng.uniform(0, laboratory.uneven_light)
-    return (1 - fall * (0.5 + (x * line + y * line[:, None]) / np.sqrt(2))).astype(np.float32)

@@ -1,0 +1,1 @@
+"""What comes before the device: label maps, manifests, images, augmentation, crops, loaders, smears."""

@@ -1,0 +1,133 @@
+"""Random changes of an image and its mask, always together; all chance comes from the generator."""
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+_ROTATION = (-20, 20)  # degrees, the upper end excluded
+_ZOOM = (0.8, 1.25)
+
+
+def parity_augment(
+    image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], rng: np.random.Generator
+) -> tuple[UInt8[np.ndarray, "h2 w2 3"], Bool[np.ndarray, "h2 w2"]]:
+    """The paper's augmentation: half the time a quarter turn and flip, else half the time a small rotation.
+
+    The rotation is by a whole number of degrees from -20 to 19 about the centre, without interpolation; what
+    turns in is black and background. A quarter turn swaps the sides of an image that is not square.
+
+    Source: the released code of arXiv 2408.07467.
+    """
+    if rng.random() > 0.5:
+        return _turn_and_flip(image, mask, turns=int(rng.integers(4)), axis=int(rng.integers(2)))
+    if rng.random() > 0.5:
+        matrix = _rotate_zoom(image.shape[:2], degrees=float(rng.integers(*_ROTATION)))
+        size = image.shape[1::-1]
+        turned = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_NEAREST)
+        return turned, cv2.warpAffine(mask.astype(np.uint8), matrix, size, flags=cv2.INTER_NEAREST).astype(
+            bool
+        )
+    return image, mask
+
+
+def augment(
+    image: UInt8[np.ndarray, "h w 3"],
+    mask: Bool[np.ndarray, "h w"],
+    rng: np.random.Generator,
+    geometric: bool = True,
+    stain: float = 0.0,
+) -> tuple[UInt8[np.ndarray, "h2 w2 3"], Bool[np.ndarray, "h2 w2"]]:
+    """A symmetry of the square, a small rotation and zoom, and the look of another laboratory.
+
+    Args:
+      image: RGB, 0..255.
+      mask: True on the cell.
+      rng: the only source of chance.
+      geometric: turn, flip, rotate by -20..20 degrees and zoom by 0.8..1.25; what comes in from outside is
+        the mirror image, in the mask too. A quarter turn swaps the sides of an image that is not square.
+      stain: strength of `stain_jitter` and `degrade`; 0 leaves the colours alone.
+    """
+    if geometric:
+        image, mask = _turn_and_flip(
+            image, mask, turns=int(rng.integers(4)), axis=0 if rng.random() < 0.5 else None
+        )
+        zoom = np.exp(rng.uniform(*np.log(_ZOOM)))
+        matrix = _rotate_zoom(image.shape[:2], degrees=rng.uniform(*_ROTATION), zoom=zoom)
+        size = image.shape[1::-1]
+        image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        # Interpolated and cut at one half, the mask's edge stays where the image's edge is.
+        cover = cv2.warpAffine(
+            mask.astype(np.uint8) * 255,
+            matrix,
+            size,
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )
+        mask = cover > 127
+    if stain > 0:
+        image = degrade(stain_jitter(image, rng, stain), rng, stain)
+    return image, mask
+
+
+def stain_jitter(
+    image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, strength: float
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image as if stained, lit and white-balanced elsewhere.
+
+    Dyes absorb light: in optical density, -log(intensity), their amounts add up. One random affine map of the
+    three densities therefore covers the amount of dye (scale), its hue (rotation about the grey axis) and
+    purity (distance from the grey axis), and the colour and strength of the light (offset).
+
+    Args:
+      image: RGB, 0..255.
+      rng: the only source of chance.
+      strength: 0 is the identity; 1 spans about the difference between laboratories.
+    """
+    if strength == 0:
+        return image
+    amount = np.exp(0.25 * strength * rng.uniform(-1, 1))
+    purity = np.exp(0.5 * strength * rng.uniform(-1, 1))
+    matrix = amount * _about_grey(angle=0.35 * strength * rng.uniform(-1, 1), purity=purity)
+    light = 0.12 * strength * rng.uniform(-1, 1) + 0.15 * strength * rng.uniform(-1, 1, 3)
+    # Half of a grey level keeps black finite.
+    density = -np.log((np.arange(256, dtype=np.float32) + 0.5) / 255.5)
+    changed = cv2.transform(density[image], np.column_stack([matrix, light]).astype(np.float32))
+    return np.clip(np.exp(-changed) * 255.5, 0, 255).astype(np.uint8)
+
+
+def degrade(
+    image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, strength: float
+) -> UInt8[np.ndarray, "h w 3"]:
+    """At strength 1, half the time a blur of up to 1.2 pixels, half the time noise of up to 6 levels (sd)."""
+    if strength == 0:
+        return image
+    blurred, noisy = rng.random(2) < 0.5
+    if blurred:
+        image = cv2.GaussianBlur(image, (0, 0), sigmaX=max(strength * rng.uniform(0.2, 1.2), 0.1))
+    if noisy:
+        noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(strength * rng.uniform(0, 6))
+        image = np.clip(image + noise + 0.5, 0, 255).astype(np.uint8)
+    return image
+
+
+def _turn_and_flip(
+    image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], turns: int, axis: int | None
+) -> tuple[UInt8[np.ndarray, "h2 w2 3"], Bool[np.ndarray, "h2 w2"]]:
+    image, mask = np.rot90(image, turns), np.rot90(mask, turns)
+    if axis is not None:
+        image, mask = np.flip(image, axis), np.flip(mask, axis)
+    # OpenCV wants its rows one after the other.
+    return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+
+
+def _rotate_zoom(shape: tuple[int, int], degrees: float, zoom: float = 1.0) -> Float[np.ndarray, "2 3"]:
+    height, width = shape
+    return cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, zoom)
+
+
+def _about_grey(angle: float, purity: float) -> Float[np.ndarray, "3 3"]:
+    """Turns colours about the grey axis by `angle` (radians) and scales their distance from it."""
+    axis = np.ones(3) / np.sqrt(3)
+    along = np.outer(axis, axis)
+    cross = np.cross(np.eye(3), axis)
+    return along + purity * (np.cos(angle) * (np.eye(3) - along) - np.sin(angle) * cross)

@@ -1,0 +1,222 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dorl_jax.data.images import ImageError, read_image, resize_image, resize_mask
+from dorl_jax.data.loader import array_batches, image_batches, segmentation_batches
+from dorl_jax.data.manifest import Cell, read_cell, read_laboratories
+from dorl_jax.data.taxonomy import Taxonomy
+from dorl_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def cells(smears: Path, five: Taxonomy) -> tuple[Cell, ...]:
+    return read_laboratories(smears, (), five).cells
+
+
+def numbered(folder: Path, laboratories: dict[str, int]) -> list[Cell]:
+    """Plain cells whose red value is their number."""
+    found: list[Cell] = []
+    for laboratory, count in laboratories.items():
+        for _ in range(count):
+            path = folder / f"{len(found)}.png"
+            Image.new("RGB", (16, 16), (len(found), 200, 0)).save(path)
+            Image.new("L", (16, 16), 255).save(folder / f"{len(found)}_m.png")
+            mask = folder / f"{len(found)}_m.png"
+            found.append(Cell(f"{laboratory}/{path.name}", laboratory, path, mask, "monocyte"))
+    return found
+
+
+def numbers(batch: dict[str, np.ndarray]) -> list[int]:
+    return [int(image[0, 0, 0]) for image in batch["image"]]
+
+
+def test_every_cell_once_an_epoch_in_new_order(tmp_path: Path) -> None:
+    cells = numbered(tmp_path, {"a": 7, "b": 4})
+    batches = segmentation_batches(cells, 8, 4, seed=5, augment=False)
+    stream = [number for _ in range(11) for number in numbers(next(batches))]
+    epochs = [tuple(stream[start : start + 11]) for start in range(0, 44, 11)]
+    assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
+    assert len(set(epochs)) == 4
+
+
+def test_fewer_cells_than_a_batch(tmp_path: Path) -> None:
+    batches = segmentation_batches(numbered(tmp_path, {"a": 3}), 8, 8, seed=0, augment=False)
+    stream = [number for _ in range(3) for number in numbers(next(batches))]
+    assert all(sorted(stream[start : start + 3]) == [0, 1, 2] for start in range(0, 24, 3))
+
+
+def test_balanced_laboratories(tmp_path: Path) -> None:
+    cells = numbered(tmp_path, {"large": 12, "small": 3, "tiny": 1})
+    batches = segmentation_batches(cells, 8, 6, seed=0, augment=False, balance_laboratories=True)
+    seen: Counter[int] = Counter()
+    for _ in range(6):
+        found = numbers(next(batches))
+        assert Counter(cells[number].laboratory for number in found) == {"large": 2, "small": 2, "tiny": 2}
+        seen.update(found)
+    # 12 draws of each laboratory: one epoch of the large, four of the small, twelve of the tiny.
+    assert [seen[number] for number in range(16)] == [1] * 12 + [4] * 3 + [12]
+
+
+def test_batches_are_the_resized_cells(cells: tuple[Cell, ...]) -> None:
+    batch = next(segmentation_batches(cells, 40, len(cells), seed=0, augment=False))
+    assert (batch["image"].dtype, batch["mask"].dtype) == (np.uint8, np.uint8)
+    expected = {}
+    for cell in cells:
+        image, mask = read_cell(cell)
+        assert mask is not None
+        expected[resize_image(image, 40).tobytes()] = resize_mask(mask, 40)
+    assert len(expected) == len(cells)
+    for image, mask in zip(batch["image"], batch["mask"], strict=True):
+        np.testing.assert_array_equal(mask, expected.pop(image.tobytes()))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_seed_decides_and_memory_and_threads_do_not(cells: tuple[Cell, ...], workers: int) -> None:
+    plain = segmentation_batches(cells, 32, 8, seed=1)
+    same = segmentation_batches(cells, 32, 8, seed=1, workers=workers, cache_bytes=20_000)
+    other = segmentation_batches(cells, 32, 8, seed=2)
+    for _ in range(9):
+        expected = next(plain)
+        found = next(same)
+        np.testing.assert_array_equal(expected["image"], found["image"])
+        np.testing.assert_array_equal(expected["mask"], found["mask"])
+        assert not np.array_equal(expected["image"], next(other)["image"])
+
+
+def test_each_epoch_is_augmented_anew(tmp_path: Path) -> None:
+    cells = numbered(tmp_path, {"a": 1})
+    batches = segmentation_batches(cells, 8, 1, seed=0)
+    assert len({next(batches)["image"].tobytes() for _ in range(6)}) == 6
+
+
+@pytest.mark.parametrize("balance", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_restoring_in_mid_epoch_continues_bit_for_bit(
+    cells: tuple[Cell, ...], workers: int, balance: bool
+) -> None:
+    def start() -> object:
+        return segmentation_batches(cells, 32, 7, seed=3, workers=workers, balance_laboratories=balance)
+
+    batches = start()
+    for _ in range(6):
+        next(batches)
+    state = batches.get_state()
+    expected = [next(batches) for _ in range(6)]
+    restored = start()
+    restored.set_state(state)
+    for batch in expected:
+        found = next(restored)
+        np.testing.assert_array_equal(batch["image"], found["image"])
+        np.testing.assert_array_equal(batch["mask"], found["mask"])
+
+
+def test_cache_keeps_what_fits(tmp_path: Path) -> None:
+    cells = numbered(tmp_path, {"a": 4})
+    one = 8 * 8 * 4  # three bytes of image and one of mask a pixel
+    batches = segmentation_batches(cells, 8, 4, seed=0, augment=False, cache_bytes=4 * one)
+    next(batches)
+    for cell in cells:
+        cell.image.unlink()
+    assert sorted(numbers(next(batches))) == [0, 1, 2, 3]
+
+
+def test_cache_decodes_again_what_does_not_fit(tmp_path: Path) -> None:
+    cells = numbered(tmp_path, {"a": 4})
+    batches = segmentation_batches(cells, 8, 4, seed=0, augment=False, cache_bytes=8 * 8 * 4 * 4 - 1)
+    next(batches)
+    for cell in cells:
+        cell.image.unlink()
+    with pytest.raises(ImageError, match="no image file at"):
+        next(batches)
+
+
+def test_refuses_cells_without_masks(cells: tuple[Cell, ...]) -> None:
+    bare = Cell("lab/bare.png", "lab", cells[0].image, None, "monocyte")
+    with pytest.raises(InputError, match=r"1 cells have no mask .*: lab/bare\.png"):
+        segmentation_batches([*cells, bare], 32, 4, seed=0)
+    with pytest.raises(InputError, match="no cells"):
+        segmentation_batches([], 32, 4, seed=0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_named_and_not_replaced(tmp_path: Path, workers: int) -> None:
+    cells = numbered(tmp_path, {"a": 4})
+    cells[2].image.write_text("no image")
+    with pytest.raises(ImageError, match=r"2\.png is no BMP"):
+        next(segmentation_batches(cells, 8, 4, seed=0, workers=workers))
+    with pytest.raises(ImageError, match=r"2\.png is no BMP"):
+        list(image_batches(cells, 8, 4, workers=workers))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 4, 30, 32])
+def test_image_batches_in_order_with_a_filled_up_tail(
+    cells: tuple[Cell, ...], batch_size: int, workers: int
+) -> None:
+    batches = list(image_batches(cells, 24, batch_size, workers=workers))
+    assert len(batches) == -(-len(cells) // batch_size)
+    place = 0
+    for batch in batches:
+        assert batch["index"].dtype == np.int32
+        assert batch["image"].shape == (batch_size, 24, 24, 3)
+        assert len(batch["originals"]) == batch["valid"].sum()
+        for row in range(batch_size):
+            assert batch["valid"][row] == (place < len(cells))
+            cell = min(place, len(cells) - 1)
+            assert batch["index"][row] == cell
+            original = read_image(cells[cell].image)
+            np.testing.assert_array_equal(batch["image"][row], resize_image(original, 24))
+            if batch["valid"][row]:
+                np.testing.assert_array_equal(batch["originals"][row], original)
+            place += 1
+
+
+def test_image_batches_of_nothing() -> None:
+    assert list(image_batches([], 8, 4)) == []
+
+
+def test_array_batches_shuffle_rows_together(tmp_path: Path) -> None:
+    stored = np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.float32, (10, 2, 3))
+    stored[:] = np.arange(10)[:, None, None]
+    arrays = {
+        "feature": np.load(tmp_path / "a.npy", mmap_mode="r"),
+        "domain": np.arange(10, dtype=np.int32) * 2,
+    }
+    batches = array_batches(arrays, 5, seed=0)
+    epochs = []
+    for _ in range(4):
+        pair = [next(batches), next(batches)]
+        order = np.concatenate([batch["domain"] for batch in pair]) // 2
+        assert sorted(order) == list(range(10))
+        features = np.concatenate([batch["feature"] for batch in pair])
+        assert features.dtype == np.float32
+        np.testing.assert_array_equal(features, np.broadcast_to(order[:, None, None], (10, 2, 3)))
+        epochs.append(tuple(order))
+    assert len(set(epochs)) == 4
+
+
+def test_array_batches_balance_groups_and_restore() -> None:
+    groups = np.array([7] * 20 + [3] * 4 + [9] * 2)
+    arrays = {"row": np.arange(26)}
+    batches = array_batches(arrays, 6, seed=0, groups=groups)
+    for _ in range(5):
+        rows = next(batches)["row"]
+        assert Counter(groups[rows].tolist()) == {3: 2, 7: 2, 9: 2}
+    state = batches.get_state()
+    expected = [next(batches)["row"] for _ in range(5)]
+    restored = array_batches(arrays, 6, seed=0, groups=groups, workers=2)
+    restored.set_state(state)
+    np.testing.assert_array_equal([next(restored)["row"] for _ in range(5)], expected)
+
+
+def test_array_batches_refuse_lengths_that_differ() -> None:
+    with pytest.raises(InputError, match="differing lengths: a 3, b 4"):
+        array_batches({"a": np.zeros(3), "b": np.zeros(4)}, 2, seed=0)
+    with pytest.raises(InputError, match="differing lengths: a 3, groups 4"):
+        array_batches({"a": np.zeros(3)}, 2, seed=0, groups=[0, 0, 1, 1])
+    with pytest.raises(InputError, match="no rows"):
+        array_batches({"a": np.zeros(0)}, 2, seed=0)

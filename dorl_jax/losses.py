@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dorl_jax.models.layers import AnyArray
+
 
 def segmentation_loss(
-    logits: Float[Array, "b h w k"], labels: Int[Array, "b h w"], dice_weight: float = 0.8
+    logits: Float[AnyArray, "b h w k"], labels: Int[AnyArray, "b h w"], dice_weight: float = 0.8
 ) -> dict[str, Float[Array, ""]]:
     """Cross-entropy and Dice (DoRL, eq. 1): `loss = 0.2 * ce + 0.8 * dice`.
 
@@ -39,7 +41,7 @@ def segmentation_loss(
 
 
 def ssim(
-    a: Float[Array, "b h w c"], b: Float[Array, "b h w c"], window: int = 11, sigma: float = 1.5
+    a: Float[AnyArray, "b h w c"], b: Float[AnyArray, "b h w c"], window: int = 11, sigma: float = 1.5
 ) -> Float[Array, ""]:
     """Structural similarity (Wang et al. 2004), mean over everything.
 
@@ -75,7 +77,7 @@ def _blur_matrix(size: int, window: int, sigma: float) -> np.ndarray:
     return np.where(inside, weights[np.clip(distance, -(window // 2), window // 2) + window // 2], 0).astype(np.float32)
 
 
-def mean_discrepancy(projections: Float[Array, "b d"], domains: Int[Array, "b"], num_domains: int) -> Float[Array, ""]:
+def mean_discrepancy(projections: Float[AnyArray, "b d"], domains: Int[AnyArray, " b"], num_domains: int) -> Float[Array, ""]:
     """Sum over the domains i >= 1 of the mean squared difference of their mean projection from that of domain 0.
 
     A domain that is absent from the batch adds nothing; without domain 0 the value is 0. (The released code divides
@@ -96,9 +98,9 @@ def mean_discrepancy(projections: Float[Array, "b d"], domains: Int[Array, "b"],
 
 def cae_loss(
     out: dict[str, Array],
-    features: Float[Array, "b h w c"],
-    images: Float[Array, "b s s 3"],
-    domains: Int[Array, "b"],
+    features: Float[AnyArray, "b h w c"],
+    images: Float[AnyArray, "b s s 3"],
+    domains: Int[AnyArray, " b"],
     num_domains: int,
 ) -> dict[str, Float[Array, ""]]:
     """The autoencoder's loss: `(1 - SSIM) + 2 * (discrepancy + 0.5 * MSE(features))`.

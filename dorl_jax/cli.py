@@ -1,0 +1,142 @@
+"""`dorl-jax <stage>`: read settings, do one stage or all, say what was done."""
+
+import argparse
+import dataclasses
+import logging
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from dorl_jax import __version__, config
+from dorl_jax.errors import InputError
+from dorl_jax.stages.run import SETTINGS_FILE, STAGES, RunSettings, Stage, forget, open_run, run_stages
+
+logger = logging.getLogger("dorl_jax")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `dorl-jax`; returns the exit status: 0, or 2 for bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        _main(options)
+    except InputError as error:
+        print(f"dorl-jax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dorl-jax: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _main(options: argparse.Namespace) -> None:
+    overrides = _overrides(options)
+    source = options.config or (options.run / SETTINGS_FILE if options.run else None)
+    if source is None:
+        raise InputError("give --config FILE, --run FOLDER, or both")
+    folder = options.run or Path("runs") / Path(source).stem
+    settings = config.load(RunSettings, source, overrides)
+    if options.redo:
+        forget(folder, options.redo)
+    run = open_run(folder, settings, progress=not options.quiet)
+    _log_to(run.folder / "log.txt", quiet=options.quiet)
+    with logging_redirect_tqdm([logger]):
+        run_stages(run, None if options.stage == "run" else [options.stage])
+    table = run.folder / "evaluation" / "table.md"
+    if options.stage in ("run", "evaluate"):
+        print(table.read_text())
+    if options.stage in ("run", "report"):
+        print(f"The page of pictures: {run.folder / 'report.html'}")
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, str]:
+    overrides = {}
+    for item in options.set:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"--set {item}: expected section.key=value")
+        overrides[key.strip()] = value.strip()
+    given = vars(options)
+    section = given.get("section")
+    for name, value in given.items():
+        if name.startswith("setting_") and value is not None:
+            overrides[f"{section}.{name.removeprefix('setting_')}"] = value
+    return overrides
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dorl-jax",
+        description="Laboratory-invariant representations of blood cells: SAM + LoRA + a cross-domain autoencoder.",
+    )
+    parser.add_argument("--version", action="version", version=f"dorl-jax {__version__}")
+    commands = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    about = "Do all stages in order, skipping what is done: " + ", ".join(stage.name for stage in STAGES) + "."
+    everything = commands.add_parser("run", help=about, description=about, epilog=_SETTINGS_HELP)
+    _add_common(everything)
+    for stage in STAGES:
+        command = commands.add_parser(
+            stage.name,
+            help=stage.about,
+            description=_describe(stage),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        _add_common(command)
+        _add_settings(command, stage)
+    return parser
+
+
+_SETTINGS_HELP = "Every setting of a stage is explained by `dorl-jax STAGE --help` and set by --set SECTION.KEY=VALUE."
+
+
+def _describe(stage: Stage) -> str:
+    document = sys.modules[stage.work.__module__].__dict__[stage.work.__name__.removeprefix("_")].__doc__ or ""
+    return f"{stage.about}\n\n{textwrap.dedent('    ' + document)}"
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", type=Path, help="settings (TOML); default: those of the run folder")
+    command.add_argument("--run", type=Path, help="folder of the run; default: runs/<name of the settings file>")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a setting; may be repeated"
+    )
+    command.add_argument("--redo", metavar="STAGE", help="remove what this stage and those behind it wrote, first")
+    command.add_argument("--quiet", action="store_true", help="no progress bars, warnings only")
+
+
+def _add_settings(command: argparse.ArgumentParser, stage: Stage) -> None:
+    if stage.section is None:
+        return
+    command.set_defaults(section=stage.section)
+    group = command.add_argument_group("settings", "override those of the settings file")
+    settings_type: Any = RunSettings.__dataclass_fields__[stage.section].type
+    for field in dataclasses.fields(settings_type):
+        default = "none" if field.default in ("", ()) else field.default
+        group.add_argument(
+            "--" + field.name.replace("_", "-"),
+            dest=f"setting_{field.name}",
+            metavar="VALUE",
+            help=f"{field.metadata['help']} (default: {default})".replace("%", "%%"),
+        )
+
+
+def _log_to(path: Path, *, quiet: bool) -> None:
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    to_screen = logging.StreamHandler()
+    to_screen.setLevel(logging.WARNING if quiet else logging.INFO)
+    to_screen.setFormatter(logging.Formatter("%(message)s"))
+    to_file = logging.FileHandler(path)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(to_screen)
+    logger.addHandler(to_file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

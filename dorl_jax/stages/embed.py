@@ -1,0 +1,67 @@
+"""Stage 5: one vector a cell. Store -> latent vectors in Parquet."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm.auto import tqdm
+
+from dorl_jax.config import setting
+from dorl_jax.data.manifest import Manifest
+from dorl_jax.errors import InputError
+from dorl_jax.evaluation.latents import Latents, write_latents
+from dorl_jax.models import Cae
+from dorl_jax.store import Store
+from dorl_jax.training.checkpoints import load_cae
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """The representation of every cell."""
+
+    batch_size: int = setting(64, "cells a step")
+
+
+@nnx.jit
+def _encode(model: Cae, features: jax.Array) -> jax.Array:
+    return model.encode(features.astype(jnp.float32))
+
+
+def embed(
+    manifest: Manifest,
+    store_folder: Path,
+    model_folder: Path,
+    out: Path,
+    settings: EmbedSettings,
+    *,
+    progress: bool = True,
+) -> Path:
+    """Encode every cell of the store, nothing masked, and write `out/latents.parquet`.
+
+    Raises:
+      InputError: the store is of other cells.
+    """
+    store, model = Store(store_folder), load_cae(model_folder)
+    if store.ids != [cell.id for cell in manifest.cells]:
+        raise InputError(f"the store {store_folder} holds other cells than this run: run `extract` again")
+    vectors = []
+    size = settings.batch_size
+    with tqdm(total=len(store), desc="embedding", unit="cell", disable=not progress) as bar:
+        for start in range(0, len(store), size):
+            rows = [store["feature"][place] for place in range(start, min(start + size, len(store)))]
+            padded = np.stack(rows + rows[-1:] * (size - len(rows)))  # one compiled shape
+            vectors.append(np.asarray(_encode(model, padded))[: len(rows)])
+            bar.update(len(rows))
+    path = out / "latents.parquet"
+    latents = Latents(
+        ids=np.array(store.ids),
+        laboratories=np.array([cell.laboratory for cell in manifest.cells]),
+        labels=np.array([cell.label for cell in manifest.cells]),
+        vectors=np.concatenate(vectors),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_latents(latents, path)
+    return path

@@ -1,0 +1,208 @@
+"""Stage 2: teach SAM to segment cells. Images + masks -> LoRA-SAM (arXiv 2408.07467, section 3.1)."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from dorl_jax.config import expand_path, setting
+from dorl_jax.data.images import read_image, resize_image, resize_mask
+from dorl_jax.data.loader import segmentation_batches
+from dorl_jax.data.manifest import Cell, Manifest, read_cell
+from dorl_jax.errors import InputError
+from dorl_jax.losses import segmentation_loss
+from dorl_jax.models import DORL_PIXEL_MEAN, DORL_PIXEL_STD, SAM_PIXEL_MEAN, SAM_PIXEL_STD, LoraSam, SamConfig
+from dorl_jax.stages.segment import segment
+from dorl_jax.training.checkpoints import save_model
+from dorl_jax.training.loop import LoopSettings, train
+from dorl_jax.training.optim import adamw, warmup_cosine
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Fine-tuning (or training from scratch) of the segmenter."""
+
+    variant: Literal["tiny", "vit_b", "vit_l", "vit_h"] = setting("tiny", "shape of the SAM")
+    image_size: int = setting(0, "side of the input in pixels; 0 for 112 (tiny) or 224")
+    checkpoint: str = setting("", "official SAM checkpoint (.pth, .safetensors) to start from; empty for fresh weights")
+    encoder: Literal["lora", "full"] = setting(
+        "full", "what trains of the image encoder: its LoRA parameters, or every weight (needed without a checkpoint)"
+    )
+    rank: int = setting(4, "rank of the LoRA matrices (encoder = 'lora')")
+    pixel_statistics: Literal["data", "sam", "dorl"] = setting(
+        "data", "mean and sd that normalise the input: of the training images, SAM's, or DoRL's"
+    )
+    steps: int = setting(300, "optimiser steps")
+    batch_size: int = setting(16, "images a step")
+    learning_rate: float = setting(5e-4, "peak learning rate")
+    weight_decay: float = setting(0.1, "AdamW's weight decay")
+    warmup_steps: int = setting(50, "steps of linear warm-up, before the cosine to 0")
+    dice_weight: float = setting(0.8, "share of Dice in the loss; the rest is cross-entropy")
+    augment: bool = setting(True, "turn, flip, rotate and zoom images with their masks")
+    stain: float = setting(1.0, "strength of the random stain of the augmentation; 0 for none")
+    balance_laboratories: bool = setting(True, "take all laboratories equally often, whatever their size")
+    held_out: float = setting(0.2, "share of the masked cells of each laboratory that is kept for the test")
+    workers: int = setting(2, "threads that read and augment ahead")
+    log_every: int = setting(20, "steps between rows of metrics.csv")
+    checkpoint_every: int = setting(200, "steps between checkpoints")
+    seed: int = setting(0, "seed of weights, order and augmentation")
+
+
+def finetune_sam(manifest: Manifest, out: Path, settings: FinetuneSettings, *, progress: bool = True) -> LoraSam:
+    """Train the segmenter on the cells that have a mask, and test it on those held out.
+
+    Writes into `out`: `model`, `metrics.csv`, `held_out.json` (mean IoU of each laboratory, IoU of each cell),
+    `held_out_samples.npz` (pictures), `checkpoints`. A killed run goes on where it was.
+
+    Raises:
+      InputError: no cell has a mask; LoRA without a checkpoint; a checkpoint that does not fit.
+    """
+    training, test = split_masked(manifest.cells, settings.held_out, settings.seed)
+    model = _make_model(settings, training)
+    size = model.config.encoder.image_size
+    logits_size = 4 * model.config.encoder.grid
+
+    def loss(model: LoraSam, batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
+        logits = model(batch["image"])["low_res_logits"]
+        return segmentation_loss(logits, _shrink(batch["mask"], logits_size), settings.dice_weight)
+
+    train(
+        model,
+        model.trainable(settings.encoder),
+        loss,
+        adamw(schedule := warmup_cosine(settings.learning_rate, settings.warmup_steps, settings.steps), settings.weight_decay),
+        schedule,
+        segmentation_batches(
+            training,
+            size,
+            settings.batch_size,
+            settings.seed,
+            augment=settings.augment,
+            stain=settings.stain,
+            balance_laboratories=settings.balance_laboratories,
+            workers=settings.workers,
+        ),
+        LoopSettings(settings.steps, settings.log_every, settings.checkpoint_every, settings.seed),
+        out,
+        name="fine-tuning SAM",
+        progress=progress,
+    )
+    save_model(out / "model", model)
+    _test(model, test, out, settings, progress)
+    return model
+
+
+def split_masked(cells: Sequence[Cell], held_out: float, seed: int) -> tuple[list[Cell], list[Cell]]:
+    """The cells that have a mask, in two parts: of every class of every laboratory `held_out` go to the second.
+
+    Raises:
+      InputError: no cell has a mask, or one of the parts is empty.
+    """
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        if cell.mask is not None:
+            groups.setdefault((cell.laboratory, cell.label), []).append(cell)
+    if not groups:
+        raise InputError("no cell has a mask: fill the column `mask` of labels.csv in at least one laboratory")
+    rng = np.random.default_rng(seed)
+    training: list[Cell] = []
+    test: list[Cell] = []
+    for _, group in sorted(groups.items()):
+        order = rng.permutation(len(group))
+        cut = round(held_out * len(group))
+        test += [group[place] for place in sorted(order[:cut])]
+        training += [group[place] for place in sorted(order[cut:])]
+    if not training or not test:
+        raise InputError(f"finetune_sam.held_out = {held_out} leaves {len(training)} cells to train on, {len(test)} to test")
+    return training, test
+
+
+def _make_model(settings: FinetuneSettings, cells: Sequence[Cell]) -> LoraSam:
+    image_size = settings.image_size or (112 if settings.variant == "tiny" else 224)
+    config = SamConfig.preset(settings.variant, image_size)
+    if settings.pixel_statistics == "data":
+        mean, std = pixel_statistics(cells, image_size)
+    elif settings.pixel_statistics == "sam":
+        mean, std = SAM_PIXEL_MEAN, SAM_PIXEL_STD
+    else:
+        mean, std = DORL_PIXEL_MEAN, DORL_PIXEL_STD
+    rank = settings.rank if settings.encoder == "lora" else 0
+    if settings.checkpoint:
+        from weights_conversion import convert_lora_sam
+
+        path = expand_path(settings.checkpoint, "finetune_sam.checkpoint")
+        return convert_lora_sam(path, None, settings.variant, image_size, rank, mean, std, seed=settings.seed)
+    if settings.encoder == "lora":
+        raise InputError("finetune_sam.encoder = 'lora' tunes a trained SAM: give finetune_sam.checkpoint, or 'full'")
+    config = replace(config, pixel_mean=mean, pixel_std=std)
+    model = LoraSam(config, rank=0, rngs=nnx.Rngs(settings.seed))
+    # Zeros are for tables that a checkpoint fills; a fresh ViT learns faster from small random positions.
+    positions = model.sam.image_encoder.pos_embed
+    noise = 0.02 * jax.random.normal(jax.random.key(settings.seed), positions.shape)
+    positions.set_value(noise)
+    return model
+
+
+def pixel_statistics(
+    cells: Sequence[Cell], image_size: int, most: int = 200
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and sd of each channel (0..255) over at most `most` evenly spaced cells."""
+    chosen = cells[:: max(1, len(cells) // most)]
+    pixels = np.stack([resize_image(read_image(cell.image), image_size) for cell in chosen]).reshape(-1, 3)
+    mean, std = pixels.mean(axis=0), np.maximum(pixels.std(axis=0), 1.0)
+    return (float(mean[0]), float(mean[1]), float(mean[2])), (float(std[0]), float(std[1]), float(std[2]))
+
+
+def _shrink(masks: Array, size: int) -> Array:
+    """Nearest-neighbour to the size of the logits: of each square the pixel behind its centre."""
+    places = ((jnp.arange(size) + 0.5) * masks.shape[1] / size).astype(jnp.int32)
+    return masks[:, places[:, None], places[None, :]].astype(jnp.int32)
+
+
+def _test(model: LoraSam, cells: Sequence[Cell], out: Path, settings: FinetuneSettings, progress: bool) -> None:
+    rows: list[dict[str, Any]] = []
+    pictures: list[tuple[Cell, np.ndarray, np.ndarray, np.ndarray, float]] = []
+    size = model.config.encoder.image_size
+    for place, image, predicted in segment(model, cells, settings.batch_size, name="testing masks", progress=progress):
+        _, truth = read_cell(cells[place])
+        assert truth is not None
+        iou = intersection_over_union(predicted, truth)
+        rows.append({"id": cells[place].id, "laboratory": cells[place].laboratory, "iou": iou})
+        small = resize_image(image, size), resize_mask(truth, size), resize_mask(predicted, size)
+        pictures.append((cells[place], *small, iou))
+    laboratories = sorted({row["laboratory"] for row in rows})
+    mean_iou = {lab: float(np.mean([r["iou"] for r in rows if r["laboratory"] == lab])) for lab in laboratories}
+    (out / "held_out.json").write_text(json.dumps({"mean_iou": mean_iou, "cells": rows}, indent=1) + "\n")
+    chosen = [picture for lab in laboratories for picture in _worst_and_typical(pictures, lab)]
+    np.savez_compressed(
+        out / "held_out_samples.npz",
+        image=np.stack([picture[1] for picture in chosen]),
+        truth=np.stack([picture[2] for picture in chosen]),
+        predicted=np.stack([picture[3] for picture in chosen]),
+        laboratory=np.array([picture[0].laboratory for picture in chosen]),
+        iou=np.array([picture[4] for picture in chosen], np.float32),
+    )
+    logger.info("mean IoU of held-out masks: %s", ", ".join(f"{lab} {iou:.3f}" for lab, iou in mean_iou.items()))
+
+
+def intersection_over_union(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Pixels in both over pixels in either, 0..1; 1 if both are empty."""
+    either = np.logical_or(predicted, truth).sum()
+    return float(np.logical_and(predicted, truth).sum() / either) if either else 1.0
+
+
+def _worst_and_typical(pictures: list[Any], laboratory: str, each: int = 4) -> list[Any]:
+    """The worst masks of a laboratory, then some spread evenly over the rest."""
+    ordered = sorted((p for p in pictures if p[0].laboratory == laboratory), key=lambda picture: picture[4])
+    rest = ordered[each:]
+    return ordered[:each] + rest[:: max(1, len(rest) // each)][:each]

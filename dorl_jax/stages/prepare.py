@@ -1,0 +1,86 @@
+"""Stage 1: which cells a run works on. Laboratories -> the accepted cells and the ones left out, with reasons."""
+
+import csv
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dorl_jax.config import expand_path, setting
+from dorl_jax.data.manifest import (
+    Failure,
+    Manifest,
+    check_cells,
+    few_cells,
+    read_laboratories,
+    require_laboratories,
+    save_cells,
+)
+from dorl_jax.data.synthetic import write_laboratories
+from dorl_jax.data.taxonomy import load_taxonomy
+from dorl_jax.errors import InputError, name_some
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The cells of a run."""
+
+    source: Literal["synthetic", "folder"] = setting(
+        "synthetic", "'folder' reads `root`; 'synthetic' draws cells of laboratories that do not exist"
+    )
+    root: str = setting("", "folder with a sub-folder and labels.csv for each laboratory; ${NAME} is an environment variable")
+    laboratories: tuple[str, ...] = setting((), "sub-folders to read; empty for all")
+    taxonomy: str = setting("five_classes", "common classes: five_classes, thirteen_classes, or a TOML file")
+    strict: bool = setting(False, "stop at files that cannot be used instead of leaving them out")
+    synthetic_laboratories: int = setting(2, "number of synthetic laboratories")
+    synthetic_cells: int = setting(24, "synthetic cells of each class in each laboratory")
+    synthetic_seed: int = setting(0, "seed of the synthetic cells")
+
+
+def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Manifest:
+    """Read and check the laboratories.
+
+    Writes `cells.parquet` and `failures.csv` (id, image, reason) into `out`; synthetic cells go to `out/synthetic`.
+
+    Raises:
+      InputError: bad settings, tables or labels, fewer than two laboratories, or (`strict`) a file that cannot be used.
+    """
+    if settings.source == "synthetic":
+        root = out / "synthetic"
+        if not root.is_dir():
+            write_laboratories(
+                root, settings.synthetic_cells, settings.synthetic_laboratories, settings.synthetic_seed
+            )
+    elif settings.root:
+        root = expand_path(settings.root, "data.root")
+    else:
+        raise InputError("data.source = 'folder' needs data.root: the folder of the laboratories")
+    listed = read_laboratories(root, settings.laboratories, load_taxonomy(settings.taxonomy))
+    require_laboratories(listed)
+    accepted, failures = check_cells(listed, progress)
+    _write_failures(out / "failures.csv", failures)
+    if failures:
+        reasons = name_some((failure.reason for failure in failures), 3)
+        if settings.strict:
+            raise InputError(f"{len(failures)} cells cannot be used: {reasons}")
+        logger.warning("left out %d of %d cells (listed in %s): %s", len(failures), len(listed.cells), out, reasons)
+    require_laboratories(accepted)
+    for laboratory, label, count in few_cells(accepted):
+        logger.warning("%s has %d cells of class %s: too few for every fold to hold one", laboratory, count, label)
+    if accepted.dropped:
+        dropped = (f"{count} {label}" for label, count in accepted.dropped.items())
+        logger.info("outside the classes of %s: %s", settings.taxonomy, name_some(dropped, 20))
+    save_cells(accepted, out / "cells.parquet")
+    counts = ", ".join(f"{name} {sum(row.values())}" for name, row in accepted.counts().items())
+    logger.info("%d cells: %s", len(accepted.cells), counts)
+    return accepted
+
+
+def _write_failures(path: Path, failures: tuple[Failure, ...]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "image", "reason"])
+        writer.writerows([failure.id, failure.image, failure.reason] for failure in failures)

@@ -1,0 +1,235 @@
+"""All stages of a run in order, in one folder, skipping what is done."""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dorl_jax import __version__, config
+from dorl_jax.data.manifest import Manifest, load_cells
+from dorl_jax.errors import InputError, name_some
+from dorl_jax.stages.embed import EmbedSettings, embed
+from dorl_jax.stages.evaluate import EvaluateSettings, evaluate
+from dorl_jax.stages.extract import ExtractSettings, extract
+from dorl_jax.stages.finetune_sam import FinetuneSettings, finetune_sam
+from dorl_jax.stages.prepare import DataSettings, prepare
+from dorl_jax.stages.report import report
+from dorl_jax.stages.train_cae import CaeSettings, train_cae
+from dorl_jax.store import fingerprint
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "settings.toml"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything a run depends on; one section a stage."""
+
+    data: DataSettings = config.section(DataSettings)
+    finetune_sam: FinetuneSettings = config.section(FinetuneSettings)
+    extract: ExtractSettings = config.section(ExtractSettings)
+    train_cae: CaeSettings = config.section(CaeSettings)
+    embed: EmbedSettings = config.section(EmbedSettings)
+    evaluate: EvaluateSettings = config.section(EvaluateSettings)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+      name: of the sub-command, with dashes.
+      section: of the settings; None if it has none.
+      folder: what it writes, in the run folder.
+      about: one sentence.
+      work: does it.
+    """
+
+    name: str
+    section: str | None
+    folder: str
+    about: str
+    work: Callable[["Run"], Any]
+
+
+class Run:
+    """A run folder and its settings."""
+
+    def __init__(self, folder: Path, settings: RunSettings, *, progress: bool = True) -> None:
+        self.folder, self.settings, self.progress = folder, settings, progress
+
+    def cells(self) -> Manifest:
+        """The accepted cells."""
+        return load_cells(self.folder / "data" / "cells.parquet")
+
+    def mark(self, stage: Stage) -> str:
+        """Fingerprint of all a stage's output depends on: its settings and those of the stages before it."""
+        before = STAGES[: STAGES.index(stage) + 1]
+        return fingerprint(__version__, [(one.name, self.tree(one)) for one in before])
+
+    def tree(self, stage: Stage) -> dict[str, Any]:
+        """The settings of a stage as plain values."""
+        return config.as_tree(getattr(self.settings, stage.section)) if stage.section else {}
+
+
+def _prepare(run: Run) -> Any:
+    return prepare(run.folder / "data", run.settings.data, progress=run.progress)
+
+
+def _finetune_sam(run: Run) -> Any:
+    out = run.folder / "finetune_sam"
+    return finetune_sam(run.cells(), out, run.settings.finetune_sam, progress=run.progress)
+
+
+def _extract(run: Run) -> Any:
+    return extract(
+        run.cells(),
+        run.folder / "finetune_sam" / "model",
+        run.folder / "extract",
+        run.settings.extract,
+        weights=run.mark(stage_named("finetune-sam")),
+        progress=run.progress,
+    )
+
+
+def _train_cae(run: Run) -> Any:
+    store = run.folder / "extract" / "store"
+    return train_cae(run.cells(), store, run.folder / "train_cae", run.settings.train_cae, progress=run.progress)
+
+
+def _embed(run: Run) -> Any:
+    return embed(
+        run.cells(),
+        run.folder / "extract" / "store",
+        run.folder / "train_cae" / "model",
+        run.folder / "embed",
+        run.settings.embed,
+        progress=run.progress,
+    )
+
+
+def _evaluate(run: Run) -> Any:
+    latents = run.folder / "embed" / "latents.parquet"
+    return evaluate(latents, run.folder / "evaluation", run.settings.evaluate, progress=run.progress)
+
+
+def _report(run: Run) -> Any:
+    return report(run.folder)
+
+
+STAGES = (
+    Stage("prepare", "data", "data", "Read and check the cells of all laboratories.", _prepare),
+    Stage("finetune-sam", "finetune_sam", "finetune_sam", "Teach SAM to segment cells.", _finetune_sam),
+    Stage("extract", "extract", "extract", "Compute features, masks and crops of all cells.", _extract),
+    Stage("train-cae", "train_cae", "train_cae", "Train the cross-domain autoencoder.", _train_cae),
+    Stage("embed", "embed", "embed", "Compute one vector a cell.", _embed),
+    Stage("evaluate", "evaluate", "evaluation", "Test classifiers from every laboratory to every other.", _evaluate),
+    Stage("report", None, "report", "Write the page of tables and pictures.", _report),
+)
+
+
+def stage_named(name: str) -> Stage:
+    """The stage of that name."""
+    return next(stage for stage in STAGES if stage.name == name)
+
+
+def open_run(folder: Path, settings: RunSettings | None, *, progress: bool = True) -> Run:
+    """A run in `folder`; without settings it goes on with those of the folder.
+
+    Raises:
+      InputError: neither settings nor a folder that has some.
+    """
+    path = folder / SETTINGS_FILE
+    if settings is None:
+        if not path.is_file():
+            raise InputError(f"no run at {folder}: give a settings file with --config, or the folder of a run")
+        settings = config.load(RunSettings, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(folder, settings, progress=progress)
+    _refuse_other_settings(run)
+    config.save(settings, path)
+    return run
+
+
+def run_stages(run: Run, names: list[str] | None = None) -> None:
+    """Do the named stages, or all, in order; a stage that is done is skipped.
+
+    Raises:
+      InputError: a stage that must come first is not done, or what a stage itself refuses.
+    """
+    chosen = [stage for stage in STAGES if names is None or stage.name in names]
+    for stage in chosen:
+        for earlier in STAGES[: STAGES.index(stage)]:
+            if not _is_done(run, earlier):
+                raise InputError(f"{stage.name} needs what {earlier.name} writes: dorl-jax {earlier.name} --run {run.folder}")
+        if _is_done(run, stage):
+            logger.info("%s: done already", stage.name)
+            continue
+        logger.info("%s: %s", stage.name, stage.about)
+        _write_state(run, stage, done=False)
+        start = time.perf_counter()
+        stage.work(run)
+        _write_state(run, stage, done=True)
+        logger.info("%s: %.0f s", stage.name, time.perf_counter() - start)
+
+
+def forget(run_folder: Path, name: str) -> None:
+    """Remove what a stage and all behind it wrote, so that they are done again.
+
+    Raises:
+      InputError: no such stage.
+    """
+    names = [stage.name for stage in STAGES]
+    if name not in names:
+        raise InputError(f"no stage {name!r}; there are: {', '.join(names)}")
+    for stage in STAGES[names.index(name) :]:
+        shutil.rmtree(run_folder / stage.folder, ignore_errors=True)
+        _state_file(run_folder, stage).unlink(missing_ok=True)
+
+
+def _refuse_other_settings(run: Run) -> None:
+    for stage in STAGES:
+        state = _read_state(run.folder, stage)
+        if state is None:
+            continue
+        changed = _differences(state["settings"], run.tree(stage))
+        if state["version"] != __version__:
+            changed.append(f"the version of dorl_jax ({state['version']}, now {__version__})")
+        if changed:
+            raise InputError(
+                f"{run.folder} was made with other settings of {stage.name}: {name_some(changed)}. "
+                f"Choose another --run folder, or do {stage.name} and what follows again with --redo {stage.name}"
+            )
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    names = sorted(old.keys() | new.keys())
+    return [f"{name} ({old.get(name)}, now {new.get(name)})" for name in names if old.get(name) != new.get(name)]
+
+
+def _state_file(folder: Path, stage: Stage) -> Path:
+    return folder / "stages" / f"{stage.name}.json"
+
+
+def _read_state(folder: Path, stage: Stage) -> dict[str, Any] | None:
+    path = _state_file(folder, stage)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _is_done(run: Run, stage: Stage) -> bool:
+    state = _read_state(run.folder, stage)
+    return state is not None and state["done"]
+
+
+def _write_state(run: Run, stage: Stage, *, done: bool) -> None:
+    path = _state_file(run.folder, stage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {"done": done, "version": __version__, "settings": run.tree(stage)}
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(state, indent=1) + "\n")
+    partial.replace(path)

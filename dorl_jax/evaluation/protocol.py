@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import joblib
 import numpy as np
 from jaxtyping import Bool, Int
 from sklearn.exceptions import ConvergenceWarning
@@ -97,7 +96,7 @@ def evaluate_latents(
         for source, name, fold in tasks:
             if (source, name, fold) in done:
                 continue
-            bar.set_postfix_str(f"{name} on {source}")
+            bar.set_postfix_str(f"{name} on {source}", refresh=False)
             fit = _fit(latents, classes, splits, source, name, fold, seed)
             done[fit.key] = fit
             if on_fit is not None:
@@ -191,9 +190,7 @@ def _fit(
     fitted, tested = splits[source].folds[fold]
     rows = {target: tested if target == source else split.rows for target, split in splits.items()}
     classifier = make_classifier(name, seed)
-    # Threads for fitting alone: a forest that votes on several threads adds the votes in any order, and the last
-    # bit of the sum can turn a tie.
-    with joblib.parallel_config("threading", n_jobs=-1), _counted_convergence() as notes:
+    with _counted_convergence() as notes:
         classifier.fit(latents.vectors[fitted], latents.labels[fitted])
     if name == "mlp":
         notes.extend(classifier[-1].notes_)

@@ -182,6 +182,16 @@ def read_evaluation(folder: Path) -> Evaluation:
     if not summary.is_file():
         raise InputError(f"no evaluation at {summary}: run the stage `evaluate` first")
     evaluation = _decode(summary, Evaluation)
+    wanted = {
+        (c.classifier, source, target)
+        for c in evaluation.classifiers
+        for source in evaluation.laboratories
+        for target in evaluation.laboratories
+    }
+    if not wanted or {(m.classifier, m.source, m.target) for m in evaluation.means} != wanted:
+        raise InputError(
+            f"{summary} lacks the mean of some classifier, source and target; run `evaluate` again"
+        )
     confusions = folder / "confusion.json"
     if confusions.is_file():
         evaluation = replace(evaluation, confusions=_decode(confusions, _Confusions).confusions)

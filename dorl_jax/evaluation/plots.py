@@ -152,6 +152,7 @@ def project(vectors: Float32[np.ndarray, "n d"], seed: int = 0) -> Float[np.ndar
         init=plane / spread_of_first * 1e-4,
         random_state=seed,
         n_jobs=1,
+        max_iter=600,
     )
     return tsne.fit_transform(coordinates).astype(np.float64)
 

@@ -131,7 +131,7 @@ class _Split:
     """Rows of one laboratory, and for each fold which of them are fitted on and which are tested."""
 
     rows: Int[np.ndarray, " m"]
-    folds: list[tuple[Int[np.ndarray, " fitted"], Int[np.ndarray, " tested"]]]
+    folds: list[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]
 
 
 def _check_settings(classifiers: Sequence[str], folds: int, seed: int) -> None:

@@ -21,7 +21,7 @@ from dorl_jax.evaluation.classifiers import TITLES
 from dorl_jax.evaluation.latents import read_latents
 from dorl_jax.evaluation.results import Evaluation, in_and_cross_domain, read_evaluation
 
-_POINTS = 2000
+_POINTS = 1500
 """Cells drawn in the latent space."""
 _TILES = 8
 """Cells shown of a laboratory."""

@@ -77,7 +77,9 @@ def _blur_matrix(size: int, window: int, sigma: float) -> np.ndarray:
     return np.where(inside, weights[np.clip(distance, -(window // 2), window // 2) + window // 2], 0).astype(np.float32)
 
 
-def mean_discrepancy(projections: Float[AnyArray, "b d"], domains: Int[AnyArray, " b"], num_domains: int) -> Float[Array, ""]:
+def mean_discrepancy(
+    projections: Float[AnyArray, "b d"], domains: Int[AnyArray, " b"], num_domains: int
+) -> Float[Array, ""]:
     """Sum over the domains i >= 1 of the mean squared difference of their mean projection from that of domain 0.
 
     A domain that is absent from the batch adds nothing; without domain 0 the value is 0. (The released code divides

@@ -103,7 +103,9 @@ class Store:
         for name, arrays in parts.items():
             self._fields[name] = Rows(arrays, index["shard_size"])
             if len(self._fields[name]) != len(self.ids):
-                raise InputError(f"the store {folder} has {len(self._fields[name])} rows of {name!r}, not {len(self.ids)}")
+                raise InputError(
+                    f"the store {folder} has {len(self._fields[name])} rows of {name!r}, not {len(self.ids)}"
+                )
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -24,9 +24,7 @@ def parity_augment(
         matrix = _rotate_zoom(image.shape[:2], degrees=float(rng.integers(*_ROTATION)))
         size = image.shape[1::-1]
         turned = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_NEAREST)
-        return turned, cv2.warpAffine(mask.astype(np.uint8), matrix, size, flags=cv2.INTER_NEAREST).astype(
-            bool
-        )
+        return turned, cv2.warpAffine(mask.astype(np.uint8), matrix, size, flags=cv2.INTER_NEAREST).astype(bool)
     return image, mask
 
 
@@ -48,9 +46,7 @@ def augment(
       stain: strength of `stain_jitter` and `degrade`; 0 leaves the colours alone.
     """
     if geometric:
-        image, mask = _turn_and_flip(
-            image, mask, turns=int(rng.integers(4)), axis=0 if rng.random() < 0.5 else None
-        )
+        image, mask = _turn_and_flip(image, mask, turns=int(rng.integers(4)), axis=0 if rng.random() < 0.5 else None)
         zoom = np.exp(rng.uniform(*np.log(_ZOOM)))
         matrix = _rotate_zoom(image.shape[:2], degrees=rng.uniform(*_ROTATION), zoom=zoom)
         size = image.shape[1::-1]
@@ -95,9 +91,7 @@ def stain_jitter(
     return np.clip(np.exp(-changed) * 255.5, 0, 255).astype(np.uint8)
 
 
-def degrade(
-    image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, strength: float
-) -> UInt8[np.ndarray, "h w 3"]:
+def degrade(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, strength: float) -> UInt8[np.ndarray, "h w 3"]:
     """At strength 1, half the time a blur of up to 1.2 pixels, half the time noise of up to 6 levels (sd)."""
     if strength == 0:
         return image

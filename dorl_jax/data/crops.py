@@ -20,9 +20,7 @@ def largest_component(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
     Source: the released code's masks (arXiv 2408.07467).
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        mask.astype(np.uint8), connectivity=_CONNECTIVITY
-    )
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=_CONNECTIVITY)
     if count == 1:
         return np.zeros_like(mask)
     areas = stats[1:, cv2.CC_STAT_AREA]
@@ -68,9 +66,7 @@ def cell_crop(
         bottom, right = max(bottom - 1, top + 1), max(right - 1, left + 1)
     box = np.s_[top:bottom, left:right]
     cell = np.where(part[box][..., None], image[box], np.uint8(grey))
-    return _resize(
-        np.pad(cell, ((border, border), (border, border), (0, 0)), constant_values=grey), size, parity
-    )
+    return _resize(np.pad(cell, ((border, border), (border, border), (0, 0)), constant_values=grey), size, parity)
 
 
 def _resize(image: UInt8[np.ndarray, "h w 3"], size: int, parity: bool) -> UInt8[np.ndarray, "size size 3"]:

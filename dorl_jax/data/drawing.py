@@ -45,9 +45,7 @@ class Canvas:
         thickness = max(1, round(width * self._scale))
         cv2.polylines(drawing, [corners], False, value, thickness, cv2.LINE_8, _SHIFT)
 
-    def dots(
-        self, drawing: Drawing, centres: Points, radii: Float[np.ndarray, " n"], value: int = 255
-    ) -> None:
+    def dots(self, drawing: Drawing, centres: Points, radii: Float[np.ndarray, " n"], value: int = 255) -> None:
         """Filled circles."""
         fixed = 2**_SHIFT
         places = np.round((centres * self._scale - 0.5) * fixed).astype(int).tolist()

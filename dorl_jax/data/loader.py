@@ -148,9 +148,7 @@ def array_batches(
     def prepare(index: int) -> dict[str, np.ndarray]:
         return {name: np.asarray(array[index]) for name, array in arrays.items()}
 
-    return _iterate(
-        _shuffled(rows, groups, seed).map(prepare).batch(batch_size, drop_remainder=True), workers
-    )
+    return _iterate(_shuffled(rows, groups, seed).map(prepare).batch(batch_size, drop_remainder=True), workers)
 
 
 class _ResizedCells:
@@ -184,9 +182,7 @@ def _shuffled(rows: int, groups: Sequence[Any] | np.ndarray | None, seed: int) -
         return grain.MapDataset.range(rows).shuffle(seed=_derive(seed, 0)).repeat()
     names, place = np.unique(np.asarray(groups), return_inverse=True)
     parts = [
-        grain.MapDataset.source(np.flatnonzero(place == group).tolist())
-        .shuffle(seed=_derive(seed, 0, group))
-        .repeat()
+        grain.MapDataset.source(np.flatnonzero(place == group).tolist()).shuffle(seed=_derive(seed, 0, group)).repeat()
         for group in range(len(names))
     ]
     return grain.MapDataset.mix(parts)

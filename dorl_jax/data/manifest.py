@@ -138,9 +138,7 @@ def read_laboratory(folder: Path, taxonomy: Taxonomy, *, label_column: str = "cl
     return Manifest(tuple(cells), (folder.name,), taxonomy.classes, dict(dropped))
 
 
-def read_laboratories(
-    root: Path, names: Sequence[str], taxonomy: Taxonomy, *, label_column: str = "class"
-) -> Manifest:
+def read_laboratories(root: Path, names: Sequence[str], taxonomy: Taxonomy, *, label_column: str = "class") -> Manifest:
     """The cells of several laboratories, each a sub-folder of `root` (see `read_laboratory`).
 
     Args:
@@ -308,9 +306,7 @@ def _rows(table: Path, required: Sequence[str]) -> list[tuple[int, dict[str, str
             for name in required:
                 if name not in columns:
                     listed = ", ".join(columns) or "none"
-                    raise InputError(
-                        f"{table}: no column {name!r}{suggest(name, columns)}; there are: {listed}"
-                    )
+                    raise InputError(f"{table}: no column {name!r}{suggest(name, columns)}; there are: {listed}")
             reader.fieldnames = columns
             rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:

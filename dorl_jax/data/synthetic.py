@@ -176,9 +176,7 @@ def draw_cell(
       InputError: unknown label.
     """
     if label not in _KINDS:
-        raise InputError(
-            f"no synthetic cell {label!r}{suggest(label, CLASSES)}; there are: {', '.join(CLASSES)}"
-        )
+        raise InputError(f"no synthetic cell {label!r}{suggest(label, CLASSES)}; there are: {', '.join(CLASSES)}")
     canvas = Canvas(laboratory.side, laboratory.pixels_per_micrometre)
     density = np.zeros((laboratory.side, laboratory.side, 3), np.float32)
     _red_cells(density, canvas, laboratory, rng)
@@ -238,9 +236,7 @@ def write_laboratories(root: Path, cells_per_class: int = 24, laboratories: int 
 _COLUMNS = ("file", "class", "fine", "orig_label", "width", "height", "mask", "duplicate_of", "note")
 
 
-def _write_laboratory(
-    folder: Path, laboratory: Laboratory, cells_per_class: int, seed: tuple[int, int]
-) -> None:
+def _write_laboratory(folder: Path, laboratory: Laboratory, cells_per_class: int, seed: tuple[int, int]) -> None:
     rows = []
     for number, label in enumerate(CLASSES):
         for kind in ("images", "masks"):

@@ -113,9 +113,7 @@ def _parse(text: str, name: str, origin: str) -> Taxonomy:
         raise InputError(f"{origin}: `classes` names a class twice")
     for raw, target in mapping.items():
         if target not in classes:
-            raise InputError(
-                f"{origin}: {raw!r} maps to {target!r}, which is no class{suggest(target, classes)}"
-            )
+            raise InputError(f"{origin}: {raw!r} maps to {target!r}, which is no class{suggest(target, classes)}")
         if raw in classes and raw != target:
             raise InputError(f"{origin}: {raw!r} is a class and cannot map to {target!r}")
     both = sorted(set(dropped) & (set(classes) | set(mapping)))

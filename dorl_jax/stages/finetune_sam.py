@@ -80,7 +80,10 @@ def finetune_sam(manifest: Manifest, out: Path, settings: FinetuneSettings, *, p
         model,
         model.trainable(settings.encoder),
         loss,
-        adamw(schedule := warmup_cosine(settings.learning_rate, settings.warmup_steps, settings.steps), settings.weight_decay),
+        adamw(
+            schedule := warmup_cosine(settings.learning_rate, settings.warmup_steps, settings.steps),
+            settings.weight_decay,
+        ),
         schedule,
         segmentation_batches(
             training,
@@ -123,7 +126,9 @@ def split_masked(cells: Sequence[Cell], held_out: float, seed: int) -> tuple[lis
         test += [group[place] for place in sorted(order[:cut])]
         training += [group[place] for place in sorted(order[cut:])]
     if not training or not test:
-        raise InputError(f"finetune_sam.held_out = {held_out} leaves {len(training)} cells to train on, {len(test)} to test")
+        raise InputError(
+            f"finetune_sam.held_out = {held_out} leaves {len(training)} cells to train on, {len(test)} to test"
+        )
     return training, test
 
 

@@ -30,7 +30,9 @@ class DataSettings:
     source: Literal["synthetic", "folder"] = setting(
         "synthetic", "'folder' reads `root`; 'synthetic' draws cells of laboratories that do not exist"
     )
-    root: str = setting("", "folder with a sub-folder and labels.csv for each laboratory; ${NAME} is an environment variable")
+    root: str = setting(
+        "", "folder with a sub-folder and labels.csv for each laboratory; ${NAME} is an environment variable"
+    )
     laboratories: tuple[str, ...] = setting((), "sub-folders to read; empty for all")
     taxonomy: str = setting("five_classes", "common classes: five_classes, thirteen_classes, or a TOML file")
     strict: bool = setting(False, "stop at files that cannot be used instead of leaving them out")
@@ -50,9 +52,7 @@ def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Mani
     if settings.source == "synthetic":
         root = out / "synthetic"
         if not root.is_dir():
-            write_laboratories(
-                root, settings.synthetic_cells, settings.synthetic_laboratories, settings.synthetic_seed
-            )
+            write_laboratories(root, settings.synthetic_cells, settings.synthetic_laboratories, settings.synthetic_seed)
     elif settings.root:
         root = expand_path(settings.root, "data.root")
     else:

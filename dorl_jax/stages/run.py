@@ -166,7 +166,9 @@ def run_stages(run: Run, names: list[str] | None = None) -> None:
     for stage in chosen:
         for earlier in STAGES[: STAGES.index(stage)]:
             if not _is_done(run, earlier):
-                raise InputError(f"{stage.name} needs what {earlier.name} writes: dorl-jax {earlier.name} --run {run.folder}")
+                raise InputError(
+                    f"{stage.name} needs what {earlier.name} writes: dorl-jax {earlier.name} --run {run.folder}"
+                )
         if _is_done(run, stage):
             logger.info("%s: done already", stage.name)
             continue

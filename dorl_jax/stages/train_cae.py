@@ -58,7 +58,9 @@ def train_cae(
     grid, _, width = store["feature"][0].shape
     config = replace(CaeConfig.preset(settings.variant), grid=grid, mask_ratio=settings.mask_ratio)
     if width != config.width:
-        raise InputError(f"train_cae.variant = {settings.variant!r} reads features of {config.width}, the store has {width}")
+        raise InputError(
+            f"train_cae.variant = {settings.variant!r} reads features of {config.width}, the store has {width}"
+        )
     number = {laboratory: index for index, laboratory in enumerate(manifest.laboratories)}
     domains = np.array([number[cell.laboratory] for cell in manifest.cells], np.int32)
     model = Cae(config, rngs=nnx.Rngs(settings.seed))

@@ -20,9 +20,7 @@ def five() -> Taxonomy:
 @pytest.fixture(scope="session")
 def smears(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two synthetic laboratories of 15 cells each. Read only."""
-    return write_laboratories(
-        tmp_path_factory.mktemp("smears") / "root", cells_per_class=3, laboratories=2, seed=1
-    )
+    return write_laboratories(tmp_path_factory.mktemp("smears") / "root", cells_per_class=3, laboratories=2, seed=1)
 
 
 @pytest.fixture

@@ -57,9 +57,7 @@ def test_parity_augment_draws_what_the_paper_says() -> None:
             y, x = np.argwhere(changed_mask).mean(0) - 32
             centre_mass.append(np.degrees(np.arctan2(y, x)))
     # An angle of 0, one in 40, counts as untouched. Four standard deviations are 0.06.
-    np.testing.assert_allclose(
-        np.array([turned, rotated, untouched]) / 1200, [0.5, 0.25 * 39 / 40, 0.256], atol=0.06
-    )
+    np.testing.assert_allclose(np.array([turned, rotated, untouched]) / 1200, [0.5, 0.25 * 39 / 40, 0.256], atol=0.06)
     # A quarter turn and a flip make four symmetries, each in two ways.
     assert np.count_nonzero(shares) == 4
     y, x = np.argwhere(mask).mean(0) - 32
@@ -94,10 +92,7 @@ def test_augment_zooms_within_bounds() -> None:
     yy, xx = np.mgrid[:100, :100]
     mask = (yy - 49.5) ** 2 + (xx - 49.5) ** 2 < 25**2
     image = np.zeros((100, 100, 3), np.uint8)
-    zooms = [
-        np.sqrt(augment(image, mask, np.random.default_rng(seed))[1].sum() / mask.sum())
-        for seed in range(100)
-    ]
+    zooms = [np.sqrt(augment(image, mask, np.random.default_rng(seed))[1].sum() / mask.sum()) for seed in range(100)]
     assert 0.78 < min(zooms) < 0.85
     assert 1.18 < max(zooms) < 1.27
 
@@ -105,9 +100,7 @@ def test_augment_zooms_within_bounds() -> None:
 def test_a_quarter_turn_swaps_the_sides() -> None:
     shapes = set()
     for seed in range(10):
-        image, mask = augment(
-            np.zeros((20, 30, 3), np.uint8), np.ones((20, 30), bool), np.random.default_rng(seed)
-        )
+        image, mask = augment(np.zeros((20, 30, 3), np.uint8), np.ones((20, 30), bool), np.random.default_rng(seed))
         assert image.shape[:2] == mask.shape
         assert mask.all()  # mirrored, so that nothing empty comes in
         shapes.add(mask.shape)

@@ -49,9 +49,7 @@ def test_crop_is_resized_cubically() -> None:
     mask[10:40, 5:55] = True
     framed = np.full((50, 70, 3), 128, np.uint8)
     framed[10:-10, 10:-10] = image[10:40, 5:55]
-    np.testing.assert_array_equal(
-        cell_crop(image, mask), cv2.resize(framed, (128, 128), interpolation=cv2.INTER_CUBIC)
-    )
+    np.testing.assert_array_equal(cell_crop(image, mask), cv2.resize(framed, (128, 128), interpolation=cv2.INTER_CUBIC))
 
 
 def test_parity_crop_is_the_released_codes() -> None:

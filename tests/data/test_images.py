@@ -58,9 +58,7 @@ def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     image.save(tmp_path / "a.png")
-    np.testing.assert_array_equal(
-        read_image(tmp_path / "a.png")[0], [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
-    )
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png")[0], [[10, 20, 30], [40, 50, 60], [70, 80, 90]])
     image.save(tmp_path / "b.png", transparency=1)
     np.testing.assert_array_equal(read_image(tmp_path / "b.png")[0], [[10, 20, 30], [255] * 3, [70, 80, 90]])
 
@@ -154,12 +152,7 @@ def _png_header(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"0"))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("side", [9000, 10_000, 50_000])

@@ -95,9 +95,7 @@ def test_each_epoch_is_augmented_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("balance", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_restoring_in_mid_epoch_continues_bit_for_bit(
-    cells: tuple[Cell, ...], workers: int, balance: bool
-) -> None:
+def test_restoring_in_mid_epoch_continues_bit_for_bit(cells: tuple[Cell, ...], workers: int, balance: bool) -> None:
     def start() -> object:
         return segmentation_batches(cells, 32, 7, seed=3, workers=workers, balance_laboratories=balance)
 
@@ -154,9 +152,7 @@ def test_a_broken_image_is_named_and_not_replaced(tmp_path: Path, workers: int) 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch_size", [1, 4, 30, 32])
-def test_image_batches_in_order_with_a_filled_up_tail(
-    cells: tuple[Cell, ...], batch_size: int, workers: int
-) -> None:
+def test_image_batches_in_order_with_a_filled_up_tail(cells: tuple[Cell, ...], batch_size: int, workers: int) -> None:
     batches = list(image_batches(cells, 24, batch_size, workers=workers))
     assert len(batches) == -(-len(cells) // batch_size)
     place = 0

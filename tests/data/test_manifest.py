@@ -68,9 +68,7 @@ def test_other_label_column_and_byte_order_mark(make_laboratory: Make, five: Tax
 
 def test_unknown_label_names_file_line_and_nearest(make_laboratory: Make, five: Taxonomy) -> None:
     folder = make_laboratory([row("a.png"), row("b.png", "monocite")])
-    with pytest.raises(
-        InputError, match=r"labels\.csv, line 3: unknown label 'monocite' \(did you mean 'monocyte'"
-    ):
+    with pytest.raises(InputError, match=r"labels\.csv, line 3: unknown label 'monocite' \(did you mean 'monocyte'"):
         read_laboratory(folder, five)
 
 
@@ -108,9 +106,7 @@ def test_no_csv(tmp_path: Path, five: Taxonomy) -> None:
         read_laboratory(tmp_path, five)
 
 
-def test_reads_laboratories_in_the_wanted_order(
-    make_laboratory: Make, tmp_path: Path, five: Taxonomy
-) -> None:
+def test_reads_laboratories_in_the_wanted_order(make_laboratory: Make, tmp_path: Path, five: Taxonomy) -> None:
     make_laboratory([row("a.png"), row("p.png", "platelet")], name="north")
     make_laboratory([row("a.png"), row("p.png", "platelet")], name="east")
     (tmp_path / "no_laboratory").mkdir()
@@ -125,9 +121,7 @@ def test_bad_choice_of_laboratories(make_laboratory: Make, tmp_path: Path, five:
     with pytest.raises(InputError, match="no laboratory in"):
         read_laboratories(tmp_path, (), five)
     make_laboratory([row("a.png")], name="north")
-    with pytest.raises(
-        InputError, match=r"no laboratory 'nort' \(did you mean 'north'\?\); there are: north"
-    ):
+    with pytest.raises(InputError, match=r"no laboratory 'nort' \(did you mean 'north'\?\); there are: north"):
         read_laboratories(tmp_path, ("nort",), five)
     with pytest.raises(InputError, match="named twice"):
         read_laboratories(tmp_path, ("north", "north"), five)
@@ -216,9 +210,7 @@ def test_check_cells_drops_a_laboratory_without_usable_cells(
     assert [failure.id for failure in failures] == ["east/a.png"]
 
 
-def test_check_cells_shows_progress(
-    make_laboratory: Make, five: Taxonomy, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_cells_shows_progress(make_laboratory: Make, five: Taxonomy, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = read_laboratory(make_laboratory([row("a.png"), row("b.png")]), five)
     check_cells(manifest, progress=True)
     assert "checking images: 100%" in capsys.readouterr().err

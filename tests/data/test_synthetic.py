@@ -29,9 +29,7 @@ def test_masks_are_true(label: str, laboratory: Laboratory) -> None:
         assert grey[mask == 255].mean() < grey[mask == 128].mean() < np.median(grey[mask == 0])
         # The edge of the mask is where the picture changes: brightness jumps across it.
         rim = (mask > 64) & ~ndimage.binary_erosion(mask > 64, iterations=3)
-        around = ndimage.binary_dilation(mask > 64, iterations=6) & ~ndimage.binary_dilation(
-            mask > 64, iterations=3
-        )
+        around = ndimage.binary_dilation(mask > 64, iterations=6) & ~ndimage.binary_dilation(mask > 64, iterations=3)
         assert grey[rim].mean() < grey[around].mean()
 
 
@@ -77,9 +75,7 @@ def test_laboratories_differ_in_background_size_and_focus() -> None:
     light, size = {}, {}
     for laboratory in LABORATORIES:
         pairs = drawn("lymphocyte", laboratory, 6)
-        light[laboratory.name] = np.mean(
-            [np.percentile(image[mask == 0], 70, axis=0) for image, mask in pairs], 0
-        )
+        light[laboratory.name] = np.mean([np.percentile(image[mask == 0], 70, axis=0) for image, mask in pairs], 0)
         size[laboratory.name] = np.mean([(mask > 64).sum() for _, mask in pairs])
     names = list(light)
     for number, name in enumerate(names):
@@ -95,9 +91,7 @@ def test_unknown_class() -> None:
 
 def test_written_laboratories_are_read(smears: Path, five: Taxonomy) -> None:
     manifest = read_laboratories(smears, (), five)
-    assert manifest.counts() == {
-        laboratory.name: dict.fromkeys(five.classes, 3) for laboratory in LABORATORIES[:2]
-    }
+    assert manifest.counts() == {laboratory.name: dict.fromkeys(five.classes, 3) for laboratory in LABORATORIES[:2]}
     accepted, failures = check_cells(manifest, progress=False)
     assert failures == ()
     assert all(cell.mask for cell in accepted.cells)
@@ -108,10 +102,7 @@ def test_written_laboratories_are_read(smears: Path, five: Taxonomy) -> None:
 
 def test_pixels_follow_from_the_seed(smears: Path, tmp_path: Path) -> None:
     def pixels(root: Path) -> dict[str, bytes]:
-        return {
-            str(path.relative_to(root)): np.asarray(Image.open(path)).tobytes()
-            for path in root.rglob("*.png")
-        }
+        return {str(path.relative_to(root)): np.asarray(Image.open(path)).tobytes() for path in root.rglob("*.png")}
 
     again = write_laboratories(tmp_path / "again", 3, 2, seed=1)
     other = write_laboratories(tmp_path / "other", 1, 1, seed=2)

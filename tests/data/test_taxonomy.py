@@ -52,9 +52,7 @@ def test_order_of_classes() -> None:
     assert len(load_taxonomy("thirteen_classes").classes) == 13
 
 
-@pytest.mark.parametrize(
-    "raw", ["erythroblast", "immature_granulocyte", "platelet", "smudge_cell", "myelocyte"]
-)
+@pytest.mark.parametrize("raw", ["erythroblast", "immature_granulocyte", "platelet", "smudge_cell", "myelocyte"])
 def test_five_classes_drop_the_rest(raw: str) -> None:
     assert load_taxonomy("five_classes").resolve(raw) is None
 

@@ -1,0 +1,1 @@
+"""Judging latent vectors: classifiers trained on one laboratory, tested on every other."""

@@ -1,0 +1,142 @@
+"""Latent vectors of cells with their labels, kept as Parquet."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32, Shaped
+
+from dorl_jax.errors import InputError, name_some
+
+_COLUMNS = ("id", "laboratory", "label", "vector")
+
+
+@dataclass(frozen=True)
+class Latents:
+    """One vector a cell.
+
+    Attributes:
+      ids: what names each cell, unique.
+      laboratories: where each cell was prepared and photographed.
+      labels: the class of each cell.
+      vectors: float32, finite, row i belongs to `ids[i]`.
+    """
+
+    ids: Shaped[np.ndarray, " n"]
+    laboratories: Shaped[np.ndarray, " n"]
+    labels: Shaped[np.ndarray, " n"]
+    vectors: Float32[np.ndarray, "n d"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def write_latents(latents: Latents, path: Path) -> None:
+    """Write Parquet with the columns id, laboratory, label (string) and vector (fixed-size list of float32).
+
+    The file appears whole or not at all.
+
+    Raises:
+      InputError: a repeated id, an empty text, or a vector that is not finite.
+    """
+    _check(latents, path)
+    values = pa.array(np.ascontiguousarray(latents.vectors, np.float32).reshape(-1))
+    table = pa.table(
+        {
+            "id": pa.array(latents.ids.tolist(), pa.string()),
+            "laboratory": pa.array(latents.laboratories.tolist(), pa.string()),
+            "label": pa.array(latents.labels.tolist(), pa.string()),
+            "vector": pa.FixedSizeListArray.from_arrays(values, latents.vectors.shape[1]),
+        }
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    pq.write_table(table, partial)
+    partial.replace(path)
+
+
+def read_latents(path: Path) -> Latents:
+    """Read what `write_latents` wrote; columns of other names are left alone.
+
+    Raises:
+      InputError: no such file, no Parquet, a missing column or one of another type, no rows, a missing value,
+        a repeated id, or a vector that is not finite. The message names the file and the rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no latents at {path}: run the stage `embed` first")
+    try:
+        # The file alone: a folder named `laboratory=...` above it is no column.
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is not a readable Parquet file: {error}") from error
+    missing = [name for name in _COLUMNS if name not in table.column_names]
+    if missing:
+        raise InputError(
+            f"{path} lacks the column {name_some(missing)}; it has {name_some(table.column_names, 10)}, "
+            f"and needs {', '.join(_COLUMNS)}"
+        )
+    if table.num_rows == 0:
+        raise InputError(f"{path} has no rows: nothing was embedded")
+    ids = _texts(table, "id", path)
+    latents = Latents(
+        ids=ids,
+        laboratories=_texts(table, "laboratory", path, ids),
+        labels=_texts(table, "label", path, ids),
+        vectors=_vectors(table, path, ids),
+    )
+    _check(latents, path)
+    return latents
+
+
+def _texts(table: pa.Table, name: str, path: Path, ids: np.ndarray | None = None) -> np.ndarray:
+    column = table.column(name)
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise InputError(f"{path}: column {name!r} must hold strings, not {column.type}")
+    _refuse_missing(column, name, path, ids)
+    return np.array(column.to_pylist(), dtype=np.str_)
+
+
+def _vectors(table: pa.Table, path: Path, ids: np.ndarray) -> np.ndarray:
+    column = table.column("vector")
+    if not (pa.types.is_fixed_size_list(column.type) and pa.types.is_floating(column.type.value_type)):
+        raise InputError(
+            f"{path}: column 'vector' must hold lists of float32 of one fixed size, not {column.type}"
+        )
+    _refuse_missing(column, "vector", path, ids)
+    width = column.type.list_size
+    values = pa.concat_arrays([chunk.flatten() for chunk in column.chunks])
+    # A missing number inside a vector becomes NaN here and is refused with the other non-finite ones.
+    return values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(ids), width)
+
+
+def _refuse_missing(column: pa.ChunkedArray, name: str, path: Path, ids: np.ndarray | None) -> None:
+    if column.null_count == 0:
+        return
+    rows = np.flatnonzero(column.is_null().to_numpy())
+    where = [f"row {row}" for row in rows] if ids is None else [repr(str(ids[row])) for row in rows]
+    raise InputError(f"{path}: column {name!r} has no value for {name_some(where)}")
+
+
+def _check(latents: Latents, path: Path) -> None:
+    lengths = {len(latents.ids), len(latents.laboratories), len(latents.labels), len(latents.vectors)}
+    if len(lengths) > 1 or latents.vectors.ndim != 2 or latents.vectors.shape[1] == 0:
+        raise InputError(
+            f"{path}: {len(latents.ids)} ids, {len(latents.laboratories)} laboratories, {len(latents.labels)} labels "
+            f"and vectors of shape {latents.vectors.shape}: one row of each a cell is needed"
+        )
+    repeated = [repr(name) for name, count in Counter(latents.ids.tolist()).items() if count > 1]
+    if repeated:
+        raise InputError(f"{path}: the id {name_some(repeated)} stands on more than one row")
+    for name, texts in (("laboratory", latents.laboratories), ("label", latents.labels)):
+        empty = [repr(str(i)) for i in latents.ids[texts == ""]]
+        if empty:
+            raise InputError(f"{path}: column {name!r} is empty for {name_some(empty)}")
+    bad = ~np.isfinite(latents.vectors).all(axis=1)
+    if bad.any():
+        some = name_some(repr(str(i)) for i in latents.ids[bad])
+        raise InputError(f"{path}: {bad.sum()} vectors hold NaN or infinity: {some}; embed these cells again")

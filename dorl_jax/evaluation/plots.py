@@ -1,0 +1,336 @@
+"""Pictures of a run as PNG, drawn for light or dark paper.
+
+Everything is drawn on a transparent ground at two pixels a CSS pixel; nothing touches pyplot's global state.
+Classes and laboratories differ in colour (Okabe and Ito's palette, safe for the colour-blind) and in marker.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int, Shaped, UInt8
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter, MaxNLocator
+from PIL import Image
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+_DPI = 192  # two pixels a CSS pixel, of which there are 96 an inch
+_SIZE = 9.0  # points, 12 CSS pixels
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+_MARKERS = "os^Dv"
+PREDICTED = "#00B7FF"
+TRUE = "#FFB000"
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of ink and paper; `low` and `high` are the ends of the scale from 0 to 1."""
+
+    ink: str
+    muted: str
+    line: str
+    low: str
+    high: str
+    accent: str
+
+
+LIGHT = Theme(ink="#1c2530", muted="#667380", line="#d5dbe1", low="#f1f5f9", high="#0b4f8a", accent="#0072B2")
+DARK = Theme(ink="#e8ebef", muted="#97a3af", line="#3a434d", low="#1e252d", high="#8ccbff", accent="#56B4E9")
+
+
+def heat_maps(
+    scores: dict[str, Float[np.ndarray, "s t"]],
+    laboratories: Sequence[str],
+    floors: Float[np.ndarray, " t"],
+    theme: Theme,
+) -> bytes:
+    """One panel a classifier: source laboratory down, target across; the target's majority floor beneath.
+
+    Args:
+      scores: title of the panel -> accuracy, 0..1.
+      laboratories: names of the rows and columns.
+      floors: share of each target's commonest class, 0..1.
+      theme: colours.
+    """
+    n = len(laboratories)
+    columns = min(3, len(scores))
+    rows = math.ceil(len(scores) / columns)
+    panel = min(max(0.68 * n, 1.8), 9.2 / columns)
+    figure = Figure(
+        figsize=(panel * columns + 1.7, (panel * (n + 1.3) / n + 0.4) * rows + 0.9), layout="constrained"
+    )
+    grid = np.atleast_2d(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False))
+    for axes in grid.flat[len(scores) :]:
+        axes.set_visible(False)
+    for index, (name, values) in enumerate(scores.items()):
+        axes = grid.flat[index]
+        _matrix(axes, values, theme, annotate=panel / n >= 0.3)
+        axes.imshow(floors[None], extent=(-0.5, n - 0.5, n + 0.75, n - 0.25), **_scale(theme))
+        for column, floor in enumerate(floors):
+            _number(axes, column, n + 0.25, floor, theme)
+        for i in range(n):
+            axes.add_patch(_outline(i, theme))
+        axes.set_xlim(-0.5, n - 0.5)
+        axes.set_ylim(n + 0.75, -0.5)
+        axes.set_title(name, fontsize=_SIZE + 1, color=theme.ink, fontweight="bold")
+        axes.set_xticks(range(n), laboratories, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks([*range(n), n + 0.25], [*laboratories, "majority floor"])
+        axes.tick_params(labelbottom=index + columns >= len(scores), labelleft=index % columns == 0)
+    figure.supxlabel("tested on", fontsize=_SIZE, color=theme.muted)
+    figure.supylabel("trained on", fontsize=_SIZE, color=theme.muted)
+    return _png(figure)
+
+
+def confusion_grid(
+    counts: Int[np.ndarray, "rows columns k k"],
+    classes: Sequence[str],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    theme: Theme,
+) -> bytes:
+    """A grid of confusion matrices, each row of each divided by its sum: true class down, predicted across."""
+    rows, columns, k = counts.shape[:3]
+    panel = min(max(0.36 * k, 1.3), 9.2 / columns)
+    figure = Figure(figsize=(panel * columns + 1.9, (panel + 0.1) * rows + 1.3), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for i, j in np.ndindex(rows, columns):
+        axes: Axes = grid[i, j]
+        tested = counts[i, j].sum(axis=1, keepdims=True)
+        shares = np.divide(counts[i, j], tested, out=np.full((k, k), np.nan), where=tested > 0)
+        _matrix(axes, shares, theme, annotate=panel / k >= 0.24)
+        axes.set_xticks(range(k), classes, rotation=90)
+        axes.set_yticks(range(k), classes)
+        axes.tick_params(labelsize=min(_SIZE - 1, 72 * panel / k))
+        if i == 0:
+            axes.set_title(column_names[j], fontsize=_SIZE, color=theme.ink, fontweight="bold")
+        if j == columns - 1:
+            axes.annotate(
+                row_names[i],
+                (1.04, 0.5),
+                xycoords="axes fraction",
+                rotation=270,
+                va="center",
+                fontsize=_SIZE,
+                color=theme.ink,
+                fontweight="bold",
+            )
+    figure.supxlabel("predicted class", fontsize=_SIZE, color=theme.muted)
+    figure.supylabel("true class", fontsize=_SIZE, color=theme.muted)
+    return _png(figure)
+
+
+def spread(groups: Shaped[np.ndarray, " n"], most: int, seed: int = 0) -> Int[np.ndarray, " m"]:
+    """At most `most` row numbers, in order, that keep the shares of the groups and at least one row of each."""
+    rank = np.empty(len(groups))
+    order = np.random.default_rng(seed).permutation(len(groups))
+    for name in np.unique(groups):
+        rows = order[groups[order] == name]
+        rank[rows] = np.arange(len(rows)) / len(rows)
+    return np.sort(np.argsort(rank, kind="stable")[:most])
+
+
+def project(vectors: Float32[np.ndarray, "n d"], seed: int = 0) -> Float[np.ndarray, "n 2"]:
+    """Two coordinates a vector: at most 50 principal components, then t-SNE (the components alone below 5 vectors)."""
+    components = min(50, *vectors.shape)
+    coordinates = PCA(components, svd_solver="full").fit_transform(vectors.astype(np.float64))
+    plane = np.zeros((len(vectors), 2))
+    plane[:, : min(2, components)] = coordinates[:, :2]
+    spread_of_first = plane[:, 0].std()
+    if len(vectors) < 5 or spread_of_first == 0:
+        return plane
+    # n_jobs=1: on several threads the sum over all pairs is rounded in any order.
+    tsne = TSNE(
+        perplexity=min(30.0, (len(vectors) - 1) / 3),
+        init=plane / spread_of_first * 1e-4,
+        random_state=seed,
+        n_jobs=1,
+        max_iter=600,
+    )
+    return tsne.fit_transform(coordinates).astype(np.float64)
+
+
+def latent_space(
+    plane: Float[np.ndarray, "n 2"],
+    labels: Shaped[np.ndarray, " n"],
+    laboratories: Shaped[np.ndarray, " n"],
+    theme: Theme,
+) -> bytes:
+    """The projected vectors twice: coloured by class and by laboratory."""
+    figure = Figure(figsize=(11.0, 6.2), layout="constrained")
+    for axes, title, groups in zip(
+        figure.subplots(1, 2), ("by class", "by laboratory"), (labels, laboratories), strict=True
+    ):
+        names = np.unique(groups)
+        # Drawn in one shuffled order, so that no group lies on top of all others.
+        order = np.random.default_rng(0).permutation(len(groups))
+        size = float(np.clip(9000 / len(groups), 9, 40))
+        height = np.argsort(order)
+        for index, name in enumerate(names):
+            rows = groups == name
+            for part in np.array_split(np.flatnonzero(rows)[np.argsort(height[rows])], 8):
+                axes.scatter(
+                    *plane[part].T,
+                    s=size,
+                    c=_COLOURS[index % len(_COLOURS)],
+                    marker=_MARKERS[index % len(_MARKERS)],
+                    linewidths=0,
+                    alpha=0.75,
+                    zorder=2 + float(height[part].mean()) / len(groups) if len(part) else 2,
+                )
+            axes.scatter(
+                [],
+                [],
+                s=42,
+                c=_COLOURS[index % len(_COLOURS)],
+                marker=_MARKERS[index % len(_MARKERS)],
+                linewidths=0,
+                label=f"{name} ({rows.sum()})",
+            )
+        axes.set_title(title, fontsize=_SIZE + 2, color=theme.ink, fontweight="bold", loc="left")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_aspect("equal", adjustable="datalim")
+        _frame(axes, theme)
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.01),
+            ncols=3,
+            frameon=False,
+            fontsize=_SIZE,
+            labelcolor=theme.ink,
+            handletextpad=0.2,
+            columnspacing=1.2,
+        )
+    return _png(figure)
+
+
+def training_curves(columns: dict[str, Float[np.ndarray, " steps"]], theme: Theme) -> bytes:
+    """A panel for every column but `step`, over `step`; NaN where a column has no value at a step.
+
+    Where there are many steps the values are drawn pale, and their running median over a fiftieth of them dark.
+    """
+    steps = columns["step"]
+    curves = {name: values for name, values in columns.items() if name != "step"}
+    across = min(4, len(curves))
+    down = math.ceil(len(curves) / across)
+    figure = Figure(figsize=(11.0 if across > 2 else 3.6 * across, 1.9 * down), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False)
+    for axes in grid.flat[len(curves) :]:
+        axes.set_visible(False)
+    for axes, (name, values) in zip(grid.flat, curves.items(), strict=False):
+        known = np.isfinite(values)
+        x, y = steps[known], values[known]
+        window = len(y) // 50
+        axes.plot(
+            x, y, color=theme.accent, lw=0.8 if window > 1 else 1.6, alpha=0.4 if window > 1 else 1,
+            marker="o" if len(y) < 12 else None, ms=3,
+        )  # fmt: skip
+        if window > 1:
+            axes.plot(x, _running_median(y, window), color=theme.accent, lw=1.7)
+        axes.set_title(name.replace("_", " "), fontsize=_SIZE, color=theme.ink, loc="left", fontweight="bold")
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.grid(axis="y", color=theme.line, lw=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0, labelsize=_SIZE - 1, labelcolor=theme.muted)
+        axes.yaxis.get_offset_text().set(color=theme.muted, fontsize=_SIZE - 2)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side == "bottom")
+            spine.set_color(theme.line)
+    figure.supxlabel("step", fontsize=_SIZE, color=theme.muted)
+    return _png(figure)
+
+
+def cell_with_masks(
+    image: UInt8[np.ndarray, "h w 3"],
+    predicted: Bool[np.ndarray, "h w"],
+    truth: Bool[np.ndarray, "h w"] | None = None,
+    width: int = 260,
+) -> bytes:
+    """The outline of the predicted mask (solid) and of the true one (dashed) over a cell, `width` pixels wide."""
+    height, across = predicted.shape
+    figure = Figure(figsize=(width / 100, width * height / across / 100), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(image, interpolation="bicubic")
+    if truth is not None:
+        _contour(axes, truth, TRUE, (0, (3, 2)))
+    _contour(axes, predicted, PREDICTED, "solid")
+    axes.set_xlim(-0.5, across - 0.5)
+    axes.set_ylim(height - 0.5, -0.5)
+    axes.set_axis_off()
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100, metadata={"Software": None})
+    return file.getvalue()
+
+
+def image_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """The pixels as they are."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def _contour(axes: Axes, mask: Bool[np.ndarray, "h w"], colour: str, style: object) -> None:
+    if not mask.any():
+        return  # nothing to draw, and matplotlib warns
+    # A rim of background closes the outline of a mask that touches the border.
+    rim = np.pad(mask, 1).astype(float)
+    y, x = (np.arange(size) - 1.0 for size in rim.shape)
+    inside = (np.clip(x, -0.3, mask.shape[1] - 0.7), np.clip(y, -0.3, mask.shape[0] - 0.7))
+    lines = axes.contour(*inside, rim, [0.5], colors=[colour], linewidths=2.2, linestyles=[style])
+    lines.set_path_effects(
+        [patheffects.withStroke(linewidth=3.4, foreground="#00000060"), patheffects.Normal()]
+    )
+
+
+def _running_median(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:
+    half = window // 2
+    padded = np.pad(values, half, mode="edge")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1), axis=1)
+
+
+def _scale(theme: Theme) -> dict[str, Any]:
+    ramp = LinearSegmentedColormap.from_list("paper to ink", [theme.low, theme.high])
+    return {"cmap": ramp, "vmin": 0.0, "vmax": 1.0, "aspect": "equal"}
+
+
+def _matrix(axes: Axes, values: Float[np.ndarray, "r c"], theme: Theme, annotate: bool) -> None:
+    axes.imshow(values, **_scale(theme))
+    if annotate:
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                _number(axes, j, i, value, theme)
+    axes.tick_params(length=0, labelsize=_SIZE, labelcolor=theme.ink)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _number(axes: Axes, x: float, y: float, value: float, theme: Theme) -> None:
+    # The scale runs from paper to ink: its dark half wants paper-coloured digits.
+    colour = theme.low if value > 0.58 else theme.muted if value < 0.005 else theme.ink
+    axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", fontsize=_SIZE - 1, color=colour)
+
+
+def _outline(i: int, theme: Theme) -> Rectangle:
+    return Rectangle((i - 0.47, i - 0.47), 0.94, 0.94, fill=False, ec=theme.ink, lw=1.1)
+
+
+def _frame(axes: Axes, theme: Theme) -> None:
+    for spine in axes.spines.values():
+        spine.set_color(theme.line)
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    # No version in the file: the same run gives the same bytes.
+    figure.savefig(file, format="png", dpi=_DPI, transparent=True, metadata={"Software": None})
+    return file.getvalue()

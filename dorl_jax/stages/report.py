@@ -1,0 +1,376 @@
+"""Stage `report`: everything a run wrote -> one HTML page."""
+
+import base64
+import csv
+import struct
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import msgspec
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from dorl_jax.errors import InputError, name_some
+from dorl_jax.evaluation import plots
+from dorl_jax.evaluation.classifiers import TITLES
+from dorl_jax.evaluation.latents import read_latents
+from dorl_jax.evaluation.results import Evaluation, in_and_cross_domain, read_evaluation
+
+_POINTS = 1500
+"""Cells drawn in the latent space."""
+_TILES = 8
+"""Cells shown of a laboratory."""
+
+
+def report(run: Path) -> Path:
+    """Write `report.html` into a run folder: one file, no script, nothing loaded from elsewhere.
+
+    A part of the run that is missing is said so on the page.
+
+    Args:
+      run: folder that holds what the other stages wrote.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      InputError: no such folder, a folder in which no stage has written anything, or a file that cannot be read.
+    """
+    if not run.is_dir():
+        raise InputError(f"no run folder at {run}")
+    readers = {
+        "evaluation": (_read_evaluation, "evaluation/summary.json"),
+        "latent_space": (_read_latent_space, "embed/latents.parquet"),
+        "held_out": (_read_held_out, "finetune_sam/held_out.json"),
+        "held_out_cells": (_read_held_out_cells, "finetune_sam/held_out_samples.npz"),
+        "extracted_cells": (_read_extracted_cells, "extract/samples.npz"),
+        "reconstructions": (_read_reconstructions, "train_cae/samples.npz"),
+        "sam_curves": (_read_curves, "finetune_sam/metrics.csv"),
+        "cae_curves": (_read_curves, "train_cae/metrics.csv"),
+        "cells": (_read_cells, "data/cells.csv"),
+        "failures": (_read_failures, "data/failures.csv"),
+    }
+    parts = {
+        name: read(run / file) if (run / file).is_file() else None for name, (read, file) in readers.items()
+    }
+    if all(part is None for part in parts.values()):
+        raise InputError(
+            f"nothing to report in {run}: run `dorl-jax run`, or at least the stage `evaluate`, which writes "
+            "evaluation/summary.json there"
+        )
+    settings = run / "settings.toml"
+    page = _template().render(
+        name=run.resolve().name,
+        settings=settings.read_text(encoding="utf-8") if settings.is_file() else None,
+        **parts,
+    )
+    path = run / "report.html"
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure for light and for dark paper, as data URIs; width and height in CSS pixels."""
+
+    light: str
+    dark: str
+    width: int
+    height: int
+    alt: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pictures of one cell, as data URIs, and what is written beneath."""
+
+    images: list[tuple[str, str]]
+    """(data URI, what it shows)"""
+    caption: str
+    marked: bool = False
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    environment.filters["title_of"] = lambda classifier: TITLES.get(classifier, classifier)
+    environment.filters["words"] = lambda name: name.replace("_", " ")
+    return environment.get_template("report.html.jinja")
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _chart(draw: Callable[[plots.Theme], bytes], alt: str) -> Chart:
+    light, dark = draw(plots.LIGHT), draw(plots.DARK)
+    width, height = struct.unpack(">II", light[16:24])  # of the PNG's header, two pixels a CSS pixel
+    return Chart(_uri(light), _uri(dark), width // 2, height // 2, alt)
+
+
+def _read_evaluation(path: Path) -> dict[str, Any]:
+    evaluation = read_evaluation(path.parent)
+    best = evaluation.best()
+    means = {(m.classifier, m.source, m.target): m for m in evaluation.means}
+    laboratories = list(evaluation.laboratories)
+    names = [c.classifier for c in evaluation.classifiers]
+    first = [m for m in evaluation.means if m.classifier == best.classifier]
+    floors = np.array([means[best.classifier, name, name].majority_floor for name in laboratories])
+    accuracies = {
+        TITLES.get(c, c): np.array([[means[c, s, t].accuracy for t in laboratories] for s in laboratories]) for c in names
+    }
+    return {
+        "summary": evaluation,
+        "best": best,
+        "floor": dict(
+            zip(("in_domain", "cross_domain"), in_and_cross_domain(first, "majority_floor"), strict=True)
+        ),
+        "floor_macro_f1": dict(
+            zip(
+                ("in_domain", "cross_domain"),
+                in_and_cross_domain(first, "majority_floor_macro_f1"),
+                strict=True,
+            )
+        ),
+        "ceiling": dict(
+            zip(("in_domain", "cross_domain"), in_and_cross_domain(first, "ceiling"), strict=True)
+        ),
+        "pairs": [[means[c, m.source, m.target] for c in names] for m in first],
+        "heat_maps": _chart(
+            lambda theme: plots.heat_maps(accuracies, laboratories, floors, theme),
+            "Accuracy of every classifier for every source and target laboratory",
+        ),
+        "confusions": _confusions(evaluation) if evaluation.confusions else None,
+    }
+
+
+def _confusions(evaluation: Evaluation) -> dict[str, Chart]:
+    """The best classifier for every pair; all classifiers, summed over the pairs."""
+    laboratories, classes = list(evaluation.laboratories), evaluation.classes
+    names = [c.classifier for c in evaluation.classifiers]
+    best = evaluation.best().classifier
+    of_pairs = np.zeros((len(laboratories), len(laboratories), len(classes), len(classes)), int)
+    of_classifiers = np.zeros((2, len(names), len(classes), len(classes)), int)
+    for c in evaluation.confusions:
+        of_classifiers[int(c.source != c.target), names.index(c.classifier)] += c.counts
+        if c.classifier == best:
+            of_pairs[laboratories.index(c.source), laboratories.index(c.target)] += c.counts
+    sources, targets = [f"from {name}" for name in laboratories], [f"on {name}" for name in laboratories]
+    return {
+        "best": _chart(
+            lambda theme: plots.confusion_grid(of_pairs, classes, sources, targets, theme),
+            f"Confusion matrices of {best} for every source and target laboratory",
+        ),
+        "all": _chart(
+            lambda theme: plots.confusion_grid(
+                of_classifiers,
+                classes,
+                ["in-domain", "cross-domain"],
+                [TITLES.get(n, n) for n in names],
+                theme,
+            ),
+            "Confusion matrices of every classifier, in-domain and cross-domain",
+        ),
+    }
+
+
+def _read_latent_space(path: Path) -> dict[str, Any]:
+    latents = read_latents(path)
+    groups = np.char.add(np.char.add(latents.laboratories, "\n"), latents.labels)
+    shown = plots.spread(groups, _POINTS)
+    plane = plots.project(latents.vectors[shown])
+    return {
+        "shown": len(shown),
+        "cells": len(latents),
+        "dimensions": latents.vectors.shape[1],
+        "chart": _chart(
+            lambda theme: plots.latent_space(
+                plane, latents.labels[shown], latents.laboratories[shown], theme
+            ),
+            "Latent vectors in two dimensions, by class and by laboratory",
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class HeldOutCell:
+    id: str
+    laboratory: str
+    iou: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """`finetune_sam/held_out.json`: intersection over union of predicted and true masks, 0..1."""
+
+    mean_iou: dict[str, float]
+    cells: list[HeldOutCell]
+
+
+def _read_held_out(path: Path) -> list[dict[str, Any]]:
+    try:
+        held_out = msgspec.json.decode(path.read_bytes(), type=HeldOut)
+    except msgspec.DecodeError as error:
+        raise InputError(f"{path} cannot be read: {error}; run the stage `finetune-sam` again") from error
+    lines = []
+    for laboratory, mean in held_out.mean_iou.items():
+        cells = [c for c in held_out.cells if c.laboratory == laboratory]
+        worst = min(cells, key=lambda c: c.iou, default=None)
+        lines.append({"laboratory": laboratory, "mean": mean, "cells": len(cells), "worst": worst})
+    return lines
+
+
+def _read_held_out_cells(path: Path) -> dict[str, list[Tile]]:
+    images, truth, predicted, laboratories, iou = _arrays(
+        path, ("image", "truth", "predicted", "laboratory", "iou"), "finetune-sam"
+    )
+    tiles = {}
+    for laboratory, rows in _rows_of(laboratories):
+        by_iou = rows[np.argsort(iou[rows], kind="stable")]
+        # The two worst, and the rest evenly spread from bad to good.
+        chosen = list(dict.fromkeys([*by_iou[:2], *by_iou[_evenly(len(by_iou), _TILES)]]))[:_TILES]
+        tiles[laboratory] = [
+            Tile(
+                images=[
+                    (_uri(plots.cell_with_masks(images[row], predicted[row], truth[row])), "cell with masks")
+                ],
+                caption=f"IoU {iou[row]:.2f}" + (" (worst)" if row == by_iou[0] else ""),
+                marked=bool(row == by_iou[0]),
+            )
+            for row in sorted(chosen, key=lambda row: iou[row])
+        ]
+    return tiles
+
+
+def _read_extracted_cells(path: Path) -> dict[str, list[Tile]]:
+    images, masks, laboratories, labels = _arrays(path, ("image", "mask", "laboratory", "label"), "extract")
+    return {
+        laboratory: [
+            Tile([(_uri(plots.cell_with_masks(images[row], masks[row])), "cell with mask")], str(labels[row]))
+            for row in _by_label(rows, labels)
+        ]
+        for laboratory, rows in _rows_of(laboratories)
+    }
+
+
+def _read_reconstructions(path: Path) -> dict[str, list[Tile]]:
+    targets, made, laboratories, labels = _arrays(
+        path, ("target", "reconstruction", "laboratory", "label"), "train-cae"
+    )
+    return {
+        laboratory: [
+            Tile(
+                [
+                    (_uri(plots.image_png(targets[row])), "target"),
+                    (_uri(plots.image_png(made[row])), "reconstruction"),
+                ],
+                str(labels[row]),
+            )
+            for row in _by_label(rows, labels)
+        ]
+        for laboratory, rows in _rows_of(laboratories)
+    }
+
+
+def _arrays(path: Path, names: Sequence[str], stage: str) -> list[np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in names if name not in file.files]
+            if missing:
+                raise InputError(
+                    f"{path} lacks the array {name_some(missing)}; run the stage `{stage}` again"
+                )
+            arrays = [file[name] for name in names]
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise InputError(f"{path} cannot be read: {error}; run the stage `{stage}` again") from error
+    if len({len(array) for array in arrays}) > 1:
+        raise InputError(
+            f"{path}: the arrays {', '.join(names)} differ in length; run the stage `{stage}` again"
+        )
+    return arrays
+
+
+def _rows_of(laboratories: Shaped[np.ndarray, " n"]) -> list[tuple[str, Int[np.ndarray, " m"]]]:
+    return [(str(name), np.flatnonzero(laboratories == name)) for name in np.unique(laboratories)]
+
+
+def _evenly(count: int, most: int) -> Int[np.ndarray, " m"]:
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
+def _by_label(rows: Int[np.ndarray, " n"], labels: Shaped[np.ndarray, " all"]) -> Int[np.ndarray, " m"]:
+    ordered = rows[np.argsort(labels[rows], kind="stable")]
+    return ordered[_evenly(len(ordered), _TILES)]
+
+
+def _read_curves(path: Path) -> Chart:
+    lines = _csv(path, ("step",))
+    columns: dict[str, Float[np.ndarray, " steps"]] = {}
+    for name in lines[0]:
+        values = [_number(line[name]) for line in lines]
+        if all(value is None for value in values):
+            continue  # a column of words
+        columns[name] = np.array([np.nan if value is None else value for value in values])
+    if "step" not in columns or len(columns) < 2:
+        raise InputError(f"{path} holds no numbers over `step`; run its stage again")
+    return _chart(
+        lambda theme: plots.training_curves(columns, theme),
+        f"{', '.join(name for name in columns if name != 'step')} over the steps of training",
+    )
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
+
+
+def _read_cells(path: Path) -> dict[str, Any]:
+    lines = _csv(path, ("laboratory", "mask", "label"))
+    counts = Counter((line["laboratory"], line["label"]) for line in lines)
+    laboratories, labels = sorted({key[0] for key in counts}), sorted({key[1] for key in counts})
+    return {
+        "labels": labels,
+        "lines": [
+            {
+                "laboratory": laboratory,
+                "counts": [counts[laboratory, label] for label in labels],
+                "cells": sum(counts[laboratory, label] for label in labels),
+                "masks": sum(bool(line["mask"]) for line in lines if line["laboratory"] == laboratory),
+            }
+            for laboratory in laboratories
+        ],
+    }
+
+
+def _read_failures(path: Path) -> list[dict[str, str]]:
+    return _csv(path, ("id", "image", "reason"), may_be_empty=True)
+
+
+def _csv(path: Path, needed: Sequence[str], may_be_empty: bool = False) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            lines = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is no CSV file: {error}") from error
+    missing = [name for name in needed if name not in (reader.fieldnames or ())]
+    if missing:
+        raise InputError(f"{path} lacks the column {name_some(missing)}")
+    if not lines and not may_be_empty:
+        raise InputError(f"{path} has no rows")
+    return lines

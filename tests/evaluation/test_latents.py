@@ -1,0 +1,106 @@
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dorl_jax.errors import InputError
+from dorl_jax.evaluation.latents import Latents, read_latents, write_latents
+
+
+@pytest.fixture
+def latents():
+    return Latents(
+        ids=np.array(["a/1.png", "a/2.png", "b/ü.png"]),
+        laboratories=np.array(["a", "a", "b"]),
+        labels=np.array(["monocyte", "basophil", "monocyte"]),
+        vectors=np.array([[1.5, -2.0], [3.25, 1e-30], [0.1, 7.0]], np.float32),
+    )
+
+
+def table(latents, **columns):
+    width = latents.vectors.shape[1]
+    given = {
+        "id": pa.array(latents.ids.tolist()),
+        "laboratory": pa.array(latents.laboratories.tolist()),
+        "label": pa.array(latents.labels.tolist()),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(latents.vectors.ravel()), width),
+    }
+    return pa.table({name: array for name, array in (given | columns).items() if array is not None})
+
+
+def test_what_is_written_is_read_back_exactly(latents, tmp_path):
+    write_latents(latents, tmp_path / "new folder" / "latents.parquet")
+    again = read_latents(tmp_path / "new folder" / "latents.parquet")
+    for field in dataclasses.fields(latents):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(latents, field.name))
+    assert again.vectors.dtype == np.float32
+    assert [p.name for p in (tmp_path / "new folder").iterdir()] == ["latents.parquet"]
+
+
+def test_file_is_plain_parquet_for_other_tools(latents, tmp_path):
+    write_latents(latents, tmp_path / "latents.parquet")
+    found = pq.read_table(tmp_path / "latents.parquet")
+    assert found.schema.types == [pa.string()] * 3 + [pa.list_(pa.float32(), 2)]
+    assert found.column("vector").to_pylist() == latents.vectors.tolist()
+
+
+def test_other_writers_are_read(latents, tmp_path):
+    """Several row groups, dictionary-encoded text, double precision, a further column, a partition-like folder."""
+    folder = tmp_path / "laboratory=elsewhere"
+    folder.mkdir()
+    doubles = pa.FixedSizeListArray.from_arrays(pa.array(latents.vectors.ravel().astype(np.float64)), 2)
+    given = table(
+        latents,
+        label=pa.array(latents.labels.tolist()).dictionary_encode(),
+        vector=doubles,
+        more=pa.array([1, 2, 3]),
+    )
+    pq.write_table(given, folder / "latents.parquet", row_group_size=2)
+    again = read_latents(folder / "latents.parquet")
+    np.testing.assert_array_equal(again.vectors, latents.vectors)
+    assert again.labels.tolist() == latents.labels.tolist()
+    assert again.laboratories.tolist() == ["a", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"vector": None}, r"lacks the column vector; it has id, laboratory, label"),
+        ({"label": pa.array(["x", None, "y"])}, r"column 'label' has no value for 'a/2.png'"),
+        ({"laboratory": pa.array(["x", "", "y"])}, r"column 'laboratory' is empty for 'a/2.png'"),
+        ({"id": pa.array(["x", "y", "x"])}, r"the id 'x' stands on more than one row"),
+        ({"id": pa.array([None, "y", "x"])}, r"column 'id' has no value for row 0"),
+        ({"id": pa.array([1, 2, 3])}, r"column 'id' must hold strings, not int64"),
+        ({"vector": pa.array([[1.0], [2.0, 3.0], [4.0]])}, r"must hold lists of float32 of one fixed size"),
+        ({"vector": pa.array([[1.0], [np.nan], [np.inf]], pa.list_(pa.float32(), 1))}, r"2 vectors .*'a/2.png', 'b/ü"),
+        ({"vector": pa.array([[1.0], [None], [3.0]], pa.list_(pa.float32(), 1))}, r"1 vectors hold NaN.*'a/2.png'"),
+        ({"vector": pa.array([[1.0], None, [3.0]], pa.list_(pa.float32(), 1))}, r"'vector' has no value for 'a/2.png'"),
+    ],
+)
+def test_bad_columns_are_named(latents, tmp_path, columns, message):
+    path = tmp_path / "latents.parquet"
+    pq.write_table(table(latents, **columns), path)
+    with pytest.raises(InputError, match=message) as caught:
+        read_latents(path)
+    assert str(path) in str(caught.value)
+
+
+def test_bad_files_are_named(latents, tmp_path):
+    with pytest.raises(InputError, match=r"no latents at .*missing.*run the stage `embed`"):
+        read_latents(tmp_path / "missing")
+    (tmp_path / "text").write_text("id,label\n")
+    with pytest.raises(InputError, match=r"text is not a readable Parquet file"):
+        read_latents(tmp_path / "text")
+    pq.write_table(table(latents).slice(0, 0), tmp_path / "empty")
+    with pytest.raises(InputError, match=r"empty has no rows"):
+        read_latents(tmp_path / "empty")
+
+
+def test_nothing_bad_is_written(latents, tmp_path):
+    vectors = latents.vectors.copy()
+    vectors[1, 0] = np.nan
+    with pytest.raises(InputError, match=r"1 vectors hold NaN or infinity: 'a/2.png'"):
+        write_latents(dataclasses.replace(latents, vectors=vectors), tmp_path / "latents.parquet")
+    assert not list(tmp_path.iterdir())

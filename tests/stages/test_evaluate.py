@@ -1,0 +1,162 @@
+import csv
+import json
+import logging
+import warnings
+
+import numpy as np
+import pytest
+
+from dorl_jax.errors import InputError
+from dorl_jax.evaluation import protocol
+from dorl_jax.evaluation.latents import Latents, write_latents
+from dorl_jax.evaluation.results import read_evaluation
+from dorl_jax.stages.evaluate import EvaluateSettings, evaluate
+
+SETTINGS = EvaluateSettings(classifiers=("svm_linear", "logistic_regression", "mlp"))
+
+
+def blobs(seed=0):
+    random = np.random.default_rng(seed)
+    labels = random.choice(["basophil", "monocyte", "neutrophil"], 90)
+    vectors = random.normal(size=(90, 5)) + np.searchsorted(["basophil", "monocyte", "neutrophil"], labels)[:, None]
+    return Latents(
+        ids=np.array([f"cell {i}" for i in range(90)]),
+        laboratories=np.repeat(["north", "south"], 45),
+        labels=labels,
+        vectors=vectors.astype(np.float32),
+    )
+
+
+@pytest.fixture
+def latents(tmp_path):
+    write_latents(blobs(), tmp_path / "latents.parquet")
+    return tmp_path / "latents.parquet"
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def count_fits(monkeypatch):
+    """Counts fits; `count_fits.stop_after` of them the process is killed."""
+
+    class Count:
+        fits = 0
+        stop_after = None
+
+    make = protocol._fit
+
+    def counted(*args):
+        if Count.fits == Count.stop_after:
+            raise Killed
+        Count.fits += 1
+        return make(*args)
+
+    monkeypatch.setattr(protocol, "_fit", counted)
+    return Count
+
+
+def test_writes_what_it_found(latents, tmp_path):
+    found = evaluate(latents, tmp_path / "out", SETTINGS, progress=False)
+    out = tmp_path / "out"
+    assert {p.name for p in out.iterdir()} == {
+        "summary.json", "confusion.json", "means.csv", "table.md", "fits.jsonl"
+    }  # fmt: skip
+    assert json.loads((out / "summary.json").read_text()) == found.to_summary()
+    assert (out / "table.md").read_text() == found.markdown_table()
+    assert read_evaluation(out) == found
+    with (out / "means.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["accuracy"]) for line in lines] == [m.accuracy for m in found.means]
+    assert [line["target"] for line in lines] == [m.target for m in found.means]
+    # Every cell is tested once in its own laboratory and in every fold of the other.
+    confusions = json.loads((out / "confusion.json").read_text())["confusions"]
+    assert sum(np.sum(c["counts"]) for c in confusions) == 3 * (90 + 5 * 90)
+
+
+@pytest.mark.parametrize("kills", [(0,), (1,), (13,), (4, 9, 29)])
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_killed_run_goes_on_to_the_same_bytes(latents, tmp_path, count_fits, kills, torn):
+    evaluate(latents, tmp_path / "whole", SETTINGS, progress=False)
+    assert count_fits.fits == 30
+    count_fits.fits = 0
+    out = tmp_path / "out"
+    lost = 0
+    for kill in kills:
+        count_fits.stop_after = kill + lost
+        with pytest.raises(Killed):
+            evaluate(latents, out, SETTINGS, progress=False)
+        assert not (out / "summary.json").exists()
+        journal = out / "fits.jsonl"
+        if torn and kill:
+            journal.write_bytes(journal.read_bytes()[:-20])
+            lost += 1
+    count_fits.stop_after = None
+    evaluate(latents, out, SETTINGS, progress=False)
+    assert count_fits.fits == 30 + lost
+    for name in ("summary.json", "confusion.json", "means.csv", "table.md", "fits.jsonl"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_finished_run_fits_nothing_again(latents, tmp_path, count_fits):
+    evaluate(latents, tmp_path, SETTINGS, progress=False)
+    before = (tmp_path / "summary.json").read_bytes()
+    evaluate(latents, tmp_path, SETTINGS, progress=False)
+    assert count_fits.fits == 30
+    assert (tmp_path / "summary.json").read_bytes() == before
+    # One classifier more: only its own fits are new.
+    more = EvaluateSettings(classifiers=(*SETTINGS.classifiers, "svm_poly"))
+    evaluate(latents, tmp_path, more, progress=False)
+    assert count_fits.fits == 40
+
+
+@pytest.mark.parametrize("change", ["seed", "folds", "vectors", "labels"])
+def test_fits_of_other_input_are_not_used(latents, tmp_path, count_fits, change):
+    evaluate(latents, tmp_path, SETTINGS, progress=False)
+    settings = SETTINGS
+    cells = blobs()
+    if change == "seed":
+        settings = EvaluateSettings(classifiers=SETTINGS.classifiers, seed=1)
+    elif change == "folds":
+        settings = EvaluateSettings(classifiers=SETTINGS.classifiers, folds=4)
+    elif change == "vectors":
+        cells.vectors[3, 2] = np.nextafter(cells.vectors[3, 2], np.float32(np.inf))
+    else:
+        cells.labels[[0, 1]] = ["monocyte", "basophil"]
+    write_latents(cells, latents)
+    evaluate(latents, tmp_path, settings, progress=False)
+    assert count_fits.fits == 30 + (24 if change == "folds" else 30)
+
+
+def test_a_spoilt_line_is_said_and_done_again(latents, tmp_path, count_fits, caplog):
+    evaluate(latents, tmp_path, SETTINGS, progress=False)
+    journal = tmp_path / "fits.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[4] = b'{"fingerprint": "x", "fit": 3}\n'
+    journal.write_bytes(b"".join(lines))
+    with caplog.at_level(logging.WARNING):
+        evaluate(latents, tmp_path, SETTINGS, progress=False)
+    assert "line 5: not a finished fit" in caplog.text
+    assert count_fits.fits == 31
+
+
+def test_progress_shows_rate_and_time_left(latents, tmp_path, capsys):
+    evaluate(latents, tmp_path, EvaluateSettings(classifiers=("svm_linear",)))
+    shown = capsys.readouterr().err
+    assert "10/10" in shown
+    assert "fit/s" in shown
+
+
+def test_bad_input_leaves_no_summary(tmp_path):
+    cells = blobs()
+    write_latents(Latents(cells.ids, np.full(90, "north"), cells.labels, cells.vectors), tmp_path / "latents.parquet")
+    with pytest.raises(InputError, match="one laboratory, 'north'"):
+        evaluate(tmp_path / "latents.parquet", tmp_path / "out", SETTINGS)
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_no_warning_escapes(latents, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(latents, tmp_path, EvaluateSettings(), progress=False)

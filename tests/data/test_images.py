@@ -55,7 +55,7 @@ def test_transparent_pixels_are_white(tmp_path: Path) -> None:
 
 
 def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
-    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    image = Image.frombytes("P", (3, 1), bytes([0, 1, 2]))
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     image.save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_image(tmp_path / "a.png")[0], [[10, 20, 30], [40, 50, 60], [70, 80, 90]])
@@ -104,7 +104,7 @@ def test_mask_in_colour_palette_and_one_bit(tmp_path: Path) -> None:
     rgb = np.array([[[128, 0, 0], [0, 255, 255]]], np.uint8)
     Image.fromarray(rgb).save(tmp_path / "rgb.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "rgb.png")[0], [True, False])
-    palette = Image.fromarray(np.array([[1, 0]], np.uint8), "P")
+    palette = Image.frombytes("P", (2, 1), bytes([1, 0]))
     palette.putpalette([0, 0, 0, 128, 0, 0])
     palette.save(tmp_path / "palette.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "palette.png")[0], [True, False])

@@ -93,6 +93,13 @@ def test_each_epoch_is_augmented_anew(tmp_path: Path) -> None:
     assert len({next(batches)["image"].tobytes() for _ in range(6)}) == 6
 
 
+def test_seed_decides_the_augmentation(tmp_path: Path) -> None:
+    # One cell has one order, so only its augmentation can differ.
+    cells = numbered(tmp_path, {"a": 1})
+    drawn = {next(segmentation_batches(cells, 8, 1, seed=seed))["image"].tobytes() for seed in (0, 0, 1, 2)}
+    assert len(drawn) == 3
+
+
 @pytest.mark.parametrize("balance", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_restoring_in_mid_epoch_continues_bit_for_bit(cells: tuple[Cell, ...], workers: int, balance: bool) -> None:

@@ -23,11 +23,6 @@ def setting(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
-def section(settings_type: type[T]) -> T:
-    """A dataclass field that holds the settings of one part, all at their defaults."""
-    return dataclasses.field(default_factory=settings_type)  # type: ignore[return-value]
-
-
 def load(settings_type: type[T], path: str | os.PathLike[str], overrides: Mapping[str, str] | None = None) -> T:
     """Settings from a TOML file.
 

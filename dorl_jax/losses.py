@@ -56,7 +56,7 @@ def ssim(
     rows, columns = _blur_matrix(height, window, sigma), _blur_matrix(width, window, sigma)
 
     # The window is separable: two banded matrix products are faster than a depthwise convolution, forward and back.
-    def blur(x: Array) -> Array:
+    def blur(x: AnyArray) -> Array:
         return jnp.einsum("ph,bhwc,qw->bpqc", rows, x, columns)
 
     c1, c2 = 0.01**2, 0.03**2

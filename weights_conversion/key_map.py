@@ -148,8 +148,9 @@ def _source_name(rules: list[Rule], path: str) -> str:
         parts = re.split(r"\{\d\}", rule.target)
         match = re.fullmatch(r"(\d+)".join(map(re.escape, parts)), path)
         if match:
-            groups = iter(match.groups())
-            name = re.sub(r"\(.*?\)", lambda _, groups=groups: next(groups), rule.pattern)
+            name = rule.pattern
+            for group in match.groups():
+                name = re.sub(r"\(.*?\)", group, name, count=1)
             return name.replace("\\", "")
     return path
 

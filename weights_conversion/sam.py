@@ -161,7 +161,7 @@ def convert_lora_sam(
     Raises:
       InputError: a state dict does not match the variant or the rank.
     """
-    config = replace(SamConfig.preset(variant, image_size), pixel_mean=tuple(pixel_mean), pixel_std=tuple(pixel_std))
+    config = replace(SamConfig.preset(variant, image_size), pixel_mean=pixel_mean, pixel_std=pixel_std)
     source = resize_positions(read_state_dict(sam_state_dict), config)
     rules = [replace(rule, target=f"sam.{rule.target}") for rule in (*SAM_RULES, *LORA_RULES)]
 

@@ -104,9 +104,7 @@ def _texts(table: pa.Table, name: str, path: Path, ids: np.ndarray | None = None
 def _vectors(table: pa.Table, path: Path, ids: np.ndarray) -> np.ndarray:
     column = table.column("vector")
     if not (pa.types.is_fixed_size_list(column.type) and pa.types.is_floating(column.type.value_type)):
-        raise InputError(
-            f"{path}: column 'vector' must hold lists of float32 of one fixed size, not {column.type}"
-        )
+        raise InputError(f"{path}: column 'vector' must hold lists of float32 of one fixed size, not {column.type}")
     _refuse_missing(column, "vector", path, ids)
     width = column.type.list_size
     values = pa.concat_arrays([chunk.flatten() for chunk in column.chunks])

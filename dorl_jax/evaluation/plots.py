@@ -64,9 +64,7 @@ def heat_maps(
     columns = min(3, len(scores))
     rows = math.ceil(len(scores) / columns)
     panel = min(max(0.68 * n, 1.8), 9.2 / columns)
-    figure = Figure(
-        figsize=(panel * columns + 1.7, (panel * (n + 1.3) / n + 0.4) * rows + 0.9), layout="constrained"
-    )
+    figure = Figure(figsize=(panel * columns + 1.7, (panel * (n + 1.3) / n + 0.4) * rows + 0.9), layout="constrained")
     grid = np.atleast_2d(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False))
     for axes in grid.flat[len(scores) :]:
         axes.set_visible(False)
@@ -287,9 +285,7 @@ def _contour(axes: Axes, mask: Bool[np.ndarray, "h w"], colour: str, style: obje
     y, x = (np.arange(size) - 1.0 for size in rim.shape)
     inside = (np.clip(x, -0.3, mask.shape[1] - 0.7), np.clip(y, -0.3, mask.shape[0] - 0.7))
     lines = axes.contour(*inside, rim, [0.5], colors=[colour], linewidths=2.2, linestyles=[style])
-    lines.set_path_effects(
-        [patheffects.withStroke(linewidth=3.4, foreground="#00000060"), patheffects.Normal()]
-    )
+    lines.set_path_effects([patheffects.withStroke(linewidth=3.4, foreground="#00000060"), patheffects.Normal()])
 
 
 def _running_median(values: Float[np.ndarray, " n"], window: int) -> Float[np.ndarray, " n"]:

@@ -103,9 +103,7 @@ def evaluate_latents(
                 on_fit(fit)
             bar.update()
     numbers = np.searchsorted(classes, latents.labels)
-    laboratories = {
-        name: np.bincount(numbers[split.rows], minlength=len(classes)) for name, split in splits.items()
-    }
+    laboratories = {name: np.bincount(numbers[split.rows], minlength=len(classes)) for name, split in splits.items()}
     settings = {
         "classifiers": list(classifiers),
         "folds": folds,
@@ -233,9 +231,7 @@ def _summarise(
     for classifier in settings["classifiers"]:
         for source in laboratories:
             for target, cells in laboratories.items():
-                of_pair = [
-                    r for r in rows if (r.classifier, r.source, r.target) == (classifier, source, target)
-                ]
+                of_pair = [r for r in rows if (r.classifier, r.source, r.target) == (classifier, source, target)]
                 means.append(_mean(of_pair, cells, laboratories[source] > 0))
     return Evaluation(
         rows=rows,

@@ -128,9 +128,7 @@ class Evaluation:
         lines = [["", *(f"{names[s]}→{names[t]}" for s, t in pairs), "in-domain", "cross-domain"]]
         for summary in self.classifiers:
             lines.append(
-                self._line(
-                    summary.classifier, [m for m in self.means if m.classifier == summary.classifier], score
-                )
+                self._line(summary.classifier, [m for m in self.means if m.classifier == summary.classifier], score)
             )
         first = [m for m in self.means if m.classifier == self.classifiers[0].classifier]
         lines.append(self._line("majority floor", first, floor))
@@ -189,9 +187,7 @@ def read_evaluation(folder: Path) -> Evaluation:
         for target in evaluation.laboratories
     }
     if not wanted or {(m.classifier, m.source, m.target) for m in evaluation.means} != wanted:
-        raise InputError(
-            f"{summary} lacks the mean of some classifier, source and target; run `evaluate` again"
-        )
+        raise InputError(f"{summary} lacks the mean of some classifier, source and target; run `evaluate` again")
     confusions = folder / "confusion.json"
     if confusions.is_file():
         evaluation = replace(evaluation, confusions=_decode(confusions, _Confusions).confusions)

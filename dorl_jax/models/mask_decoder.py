@@ -1,5 +1,7 @@
 """SAM's mask decoder: image embedding and prompt tokens into mask logits and their predicted IoU (arXiv 2304.02643)."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,7 +19,7 @@ class Perceptron(nnx.Module):
         self, width: int, hidden: int, out: int, depth: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ) -> None:
         sizes = [width, *[hidden] * (depth - 1), out]
-        self.layers = nnx.List(linear(a, b, rngs=rngs, dtype=dtype) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nnx.List(linear(a, b, rngs=rngs, dtype=dtype) for a, b in pairwise(sizes))
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b o"]:
         *hidden, last = self.layers

@@ -14,6 +14,7 @@ from dorl_jax.data.manifest import Manifest
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation.latents import Latents, write_latents
 from dorl_jax.models import Cae
+from dorl_jax.models.layers import AnyArray
 from dorl_jax.store import Store
 from dorl_jax.training.checkpoints import load_cae
 
@@ -26,7 +27,7 @@ class EmbedSettings:
 
 
 @nnx.jit
-def _encode(model: Cae, features: jax.Array) -> jax.Array:
+def _encode(model: Cae, features: AnyArray) -> jax.Array:
     return model.encode(features.astype(jnp.float32))
 
 

@@ -23,9 +23,7 @@ logger = logging.getLogger(__name__)
 class EvaluateSettings:
     """How latent vectors are judged."""
 
-    classifiers: tuple[str, ...] = setting(
-        CLASSIFIERS, f"classifiers to fit, out of {', '.join(CLASSIFIERS)}"
-    )
+    classifiers: tuple[str, ...] = setting(CLASSIFIERS, f"classifiers to fit, out of {', '.join(CLASSIFIERS)}")
     folds: int = setting(5, "stratified folds of each source laboratory")
     seed: int = setting(1234, "seed of the fold splits and of the classifiers")
 
@@ -104,9 +102,7 @@ def _read_journal(path: Path, fingerprint: str) -> list[Fit]:
         try:
             entry = msgspec.json.decode(line, type=_Entry)
         except msgspec.DecodeError as error:
-            logger.warning(
-                "%s, line %d: not a finished fit (%s); that fit is done again", path, number, error
-            )
+            logger.warning("%s, line %d: not a finished fit (%s); that fit is done again", path, number, error)
             continue
         if entry.fingerprint == fingerprint:
             fits.append(entry.fit)

@@ -12,7 +12,7 @@ from dorl_jax import __version__
 from dorl_jax.config import setting
 from dorl_jax.data.crops import cell_crop, is_empty
 from dorl_jax.data.images import resize_image, resize_mask
-from dorl_jax.data.manifest import Manifest
+from dorl_jax.data.manifest import Cell, Manifest
 from dorl_jax.models import CaeConfig
 from dorl_jax.stages.segment import mask_at, run_batches
 from dorl_jax.store import Store, StoreWriter
@@ -78,7 +78,7 @@ def extract(
 
 def _save_samples(manifest: Manifest, model: Any, out: Path, settings: ExtractSettings, each: int = 8) -> None:
     """Masks of some cells of every laboratory, for looking at."""
-    cells = []
+    cells: list[Cell] = []
     for laboratory in manifest.laboratories:
         own = manifest.of(laboratory)
         cells += own[:: max(1, len(own) // each)][:each]

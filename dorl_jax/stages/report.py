@@ -55,9 +55,7 @@ def report(run: Path) -> Path:
         "cells": (_read_cells, "data/cells.csv"),
         "failures": (_read_failures, "data/failures.csv"),
     }
-    parts = {
-        name: read(run / file) if (run / file).is_file() else None for name, (read, file) in readers.items()
-    }
+    parts = {name: read(run / file) if (run / file).is_file() else None for name, (read, file) in readers.items()}
     if all(part is None for part in parts.values()):
         raise InputError(
             f"nothing to report in {run}: run `dorl-jax run`, or at least the stage `evaluate`, which writes "
@@ -130,14 +128,13 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     first = [m for m in evaluation.means if m.classifier == best.classifier]
     floors = np.array([means[best.classifier, name, name].majority_floor for name in laboratories])
     accuracies = {
-        TITLES.get(c, c): np.array([[means[c, s, t].accuracy for t in laboratories] for s in laboratories]) for c in names
+        TITLES.get(c, c): np.array([[means[c, s, t].accuracy for t in laboratories] for s in laboratories])
+        for c in names
     }
     return {
         "summary": evaluation,
         "best": best,
-        "floor": dict(
-            zip(("in_domain", "cross_domain"), in_and_cross_domain(first, "majority_floor"), strict=True)
-        ),
+        "floor": dict(zip(("in_domain", "cross_domain"), in_and_cross_domain(first, "majority_floor"), strict=True)),
         "floor_macro_f1": dict(
             zip(
                 ("in_domain", "cross_domain"),
@@ -145,9 +142,7 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
                 strict=True,
             )
         ),
-        "ceiling": dict(
-            zip(("in_domain", "cross_domain"), in_and_cross_domain(first, "ceiling"), strict=True)
-        ),
+        "ceiling": dict(zip(("in_domain", "cross_domain"), in_and_cross_domain(first, "ceiling"), strict=True)),
         "pairs": [[means[c, m.source, m.target] for c in names] for m in first],
         "heat_maps": _chart(
             lambda theme: plots.heat_maps(accuracies, laboratories, floors, theme),
@@ -197,9 +192,7 @@ def _read_latent_space(path: Path) -> dict[str, Any]:
         "cells": len(latents),
         "dimensions": latents.vectors.shape[1],
         "chart": _chart(
-            lambda theme: plots.latent_space(
-                plane, latents.labels[shown], latents.laboratories[shown], theme
-            ),
+            lambda theme: plots.latent_space(plane, latents.labels[shown], latents.laboratories[shown], theme),
             "Latent vectors in two dimensions, by class and by laboratory",
         ),
     }
@@ -244,9 +237,7 @@ def _read_held_out_cells(path: Path) -> dict[str, list[Tile]]:
         chosen = list(dict.fromkeys([*by_iou[:2], *by_iou[_evenly(len(by_iou), _TILES)]]))[:_TILES]
         tiles[laboratory] = [
             Tile(
-                images=[
-                    (_uri(plots.cell_with_masks(images[row], predicted[row], truth[row])), "cell with masks")
-                ],
+                images=[(_uri(plots.cell_with_masks(images[row], predicted[row], truth[row])), "cell with masks")],
                 caption=f"IoU {iou[row]:.2f}" + (" (worst)" if row == by_iou[0] else ""),
                 marked=bool(row == by_iou[0]),
             )
@@ -290,16 +281,12 @@ def _arrays(path: Path, names: Sequence[str], stage: str) -> list[np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in names if name not in file.files]
             if missing:
-                raise InputError(
-                    f"{path} lacks the array {name_some(missing)}; run the stage `{stage}` again"
-                )
+                raise InputError(f"{path} lacks the array {name_some(missing)}; run the stage `{stage}` again")
             arrays = [file[name] for name in names]
     except (zipfile.BadZipFile, OSError, EOFError) as error:
         raise InputError(f"{path} cannot be read: {error}; run the stage `{stage}` again") from error
     if len({len(array) for array in arrays}) > 1:
-        raise InputError(
-            f"{path}: the arrays {', '.join(names)} differ in length; run the stage `{stage}` again"
-        )
+        raise InputError(f"{path}: the arrays {', '.join(names)} differ in length; run the stage `{stage}` again")
     return arrays
 
 

@@ -5,7 +5,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ SETTINGS_FILE = "settings.toml"
 class RunSettings:
     """Everything a run depends on; one section a stage."""
 
-    data: DataSettings = config.section(DataSettings)
-    finetune_sam: FinetuneSettings = config.section(FinetuneSettings)
-    extract: ExtractSettings = config.section(ExtractSettings)
-    train_cae: CaeSettings = config.section(CaeSettings)
-    embed: EmbedSettings = config.section(EmbedSettings)
-    evaluate: EvaluateSettings = config.section(EvaluateSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    finetune_sam: FinetuneSettings = field(default_factory=FinetuneSettings)
+    extract: ExtractSettings = field(default_factory=ExtractSettings)
+    train_cae: CaeSettings = field(default_factory=CaeSettings)
+    embed: EmbedSettings = field(default_factory=EmbedSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ def train(
       InputError: the loss is not finite.
     """
     mesh = data_mesh()
-    graph, trained, rest = nnx.split(model, trainable, ...)
-    trained, rest = replicate((trained, rest), mesh)
+    graph, *states = nnx.split(model, trainable, ...)
+    trained, rest = replicate(states, mesh)
     # one jit call, so that the optimiser's state is placed like the parameters it belongs to
     opt_state = replicate(jax.jit(optimiser.init)(trained), mesh)
     state = {"trained": trained, "optimiser": opt_state, "step": replicate(jnp.zeros((), jnp.int32), mesh)}

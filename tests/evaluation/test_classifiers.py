@@ -29,9 +29,7 @@ PLAIN = {
     "svm_poly": lambda: make_pipeline(StandardScaler(), SVC(kernel="poly")),
     "svm_linear": lambda: make_pipeline(StandardScaler(), SVC(kernel="linear")),
     "logistic_regression": lambda: make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)),
-    "mlp": lambda: make_pipeline(
-        StandardScaler(), MLPClassifier(early_stopping=True, max_iter=1000, random_state=3)
-    ),
+    "mlp": lambda: make_pipeline(StandardScaler(), MLPClassifier(early_stopping=True, max_iter=1000, random_state=3)),
 }
 
 

@@ -219,7 +219,10 @@ def test_markdown_table(make_latents):
     assert "N = north, S = south, W = west" in text
     header, _, *lines = [line for line in text.splitlines() if line.startswith("|")][:6]
     cut = lambda line: [cell.strip() for cell in line.strip("|").split("|")]  # noqa: E731
-    assert cut(header) == ["", *"N→N N→S N→W S→N S→S S→W W→N W→S W→W in-domain cross-domain".split()]
+    assert cut(header) == [
+        "",
+        *["N→N", "N→S", "N→W", "S→N", "S→S", "S→W", "W→N", "W→S", "W→W", "in-domain", "cross-domain"],
+    ]
     table = {cut(line)[0]: cut(line)[1:] for line in lines}
     assert list(table) == ["svm_linear", "logistic_regression", "majority floor", "ceiling"]
     assert table["svm_linear"][6:9] == ["85.5", "80.0", "100.0"]

@@ -59,5 +59,5 @@ def test_fine_tuning(weights, images):
                 norm = parameters[name].grad.norm().item()
                 np.testing.assert_allclose(np.linalg.norm(gradient), norm, rtol=1e-3, atol=1e-6, err_msg=name)
         optimiser.step()
-    for name in ("w_a_000", "w_b_005"):
-        assert deviation(after[name].T, parameters[name].detach().numpy()) < 1e-3, name
+        for name in ("w_a_000", "w_b_005"):
+            assert deviation(after[name].T, parameters[name].detach().numpy()) < 1e-3, name

@@ -43,8 +43,8 @@ def test_vit_b_outputs(model, recorded):
 
 def test_position_tables(model, recorded):
     encoder = model.sam.image_encoder
-    assert deviation(np.asarray(encoder.pos_embed[...])[:, :, ::16], recorded["pos_embed_s16"]) < 1e-6
-    assert deviation(np.asarray(encoder.blocks[2].attn.rel_pos_h[...]), recorded["rel_pos_h_block2"]) < 1e-6
+    assert deviation(np.asarray(encoder.pos_embed[...])[:, :, ::16], recorded["pos_embed_s16"]) < 5e-6
+    assert deviation(np.asarray(encoder.blocks[2].attn.rel_pos_h[...]), recorded["rel_pos_h_block2"]) < 5e-6
 
 
 @pytest.mark.slow

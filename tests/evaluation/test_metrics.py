@@ -48,4 +48,6 @@ def test_floor_is_what_naming_the_commonest_class_scores():
 
 
 def test_ceiling_counts_the_cells_of_shown_classes():
-    assert metrics.ceiling(np.array([2, 0, 5, 1]), np.array([True, True, False, True])) == pytest.approx(3 / 8)
+    assert metrics.ceiling(np.array([2, 0, 5, 1]), np.array([True, True, False, True])) == pytest.approx(
+        3 / 8
+    )

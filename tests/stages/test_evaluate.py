@@ -12,13 +12,15 @@ from dorl_jax.evaluation.latents import Latents, write_latents
 from dorl_jax.evaluation.results import read_evaluation
 from dorl_jax.stages.evaluate import EvaluateSettings, evaluate
 
-SETTINGS = EvaluateSettings(classifiers=("svm_linear", "logistic_regression", "mlp"))
+SETTINGS = EvaluateSettings(classifiers=("svm_linear", "svm_poly", "logistic_regression"))
 
 
 def blobs(seed=0):
     random = np.random.default_rng(seed)
     labels = random.choice(["basophil", "monocyte", "neutrophil"], 90)
-    vectors = random.normal(size=(90, 5)) + np.searchsorted(["basophil", "monocyte", "neutrophil"], labels)[:, None]
+    vectors = (
+        random.normal(size=(90, 5)) + np.searchsorted(["basophil", "monocyte", "neutrophil"], labels)[:, None]
+    )
     return Latents(
         ids=np.array([f"cell {i}" for i in range(90)]),
         laboratories=np.repeat(["north", "south"], 45),
@@ -106,7 +108,7 @@ def test_a_finished_run_fits_nothing_again(latents, tmp_path, count_fits):
     assert count_fits.fits == 30
     assert (tmp_path / "summary.json").read_bytes() == before
     # One classifier more: only its own fits are new.
-    more = EvaluateSettings(classifiers=(*SETTINGS.classifiers, "svm_poly"))
+    more = EvaluateSettings(classifiers=(*SETTINGS.classifiers, "mlp"))
     evaluate(latents, tmp_path, more, progress=False)
     assert count_fits.fits == 40
 
@@ -150,7 +152,9 @@ def test_progress_shows_rate_and_time_left(latents, tmp_path, capsys):
 
 def test_bad_input_leaves_no_summary(tmp_path):
     cells = blobs()
-    write_latents(Latents(cells.ids, np.full(90, "north"), cells.labels, cells.vectors), tmp_path / "latents.parquet")
+    write_latents(
+        Latents(cells.ids, np.full(90, "north"), cells.labels, cells.vectors), tmp_path / "latents.parquet"
+    )
     with pytest.raises(InputError, match="one laboratory, 'north'"):
         evaluate(tmp_path / "latents.parquet", tmp_path / "out", SETTINGS)
     assert not (tmp_path / "out" / "summary.json").exists()

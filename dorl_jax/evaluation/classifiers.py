@@ -31,8 +31,8 @@ CLASSIFIERS = tuple(TITLES)
 def make_classifier(name: str, seed: int) -> Any:
     """An unfitted scikit-learn classifier.
 
-    Support vector machines, logistic regression and the MLP scale each dimension to mean 0 and deviation 1 over
-    the cells they are fitted on; trees take the vectors as they are. Labels may be numbers or strings.
+    Support vector machines, logistic regression and the MLP scale each dimension to mean 0 and deviation 1
+    over the cells they are fitted on; trees take the vectors as they are. Labels may be numbers or strings.
 
     Args:
       name: one of `CLASSIFIERS`.
@@ -88,7 +88,10 @@ class XgboostClassifier(ClassifierMixin, BaseEstimator):
     def fit(self, vectors: Float[np.ndarray, "n d"], labels: Shaped[np.ndarray, " n"]) -> "XgboostClassifier":
         self.encoder_ = LabelEncoder().fit(labels)
         self.classes_ = self.encoder_.classes_
-        self.booster_ = self._booster_type()(tree_method="hist", random_state=self.seed)
+        # Small fits on one thread: on a busy machine xgboost's threads wait for each other a hundred times
+        # longer than they work. The trees do not depend on the number of threads.
+        threads = 1 if vectors.size < 1_000_000 else None
+        self.booster_ = self._booster_type()(tree_method="hist", random_state=self.seed, n_jobs=threads)
         self.booster_.fit(vectors, self.encoder_.transform(labels))
         return self
 
@@ -101,8 +104,8 @@ class XgboostClassifier(ClassifierMixin, BaseEstimator):
             from xgboost import XGBClassifier
         except ImportError as error:
             raise InputError(
-                "the classifier 'xgboost' needs a package that is not installed: pip install 'dorl-jax[xgboost-cpu]', "
-                "or leave 'xgboost' out of the setting `classifiers`"
+                "the classifier 'xgboost' needs a package that is not installed: "
+                "pip install 'dorl-jax[xgboost-cpu]', or leave 'xgboost' out of the setting `classifiers`"
             ) from error
         return XGBClassifier
 
@@ -110,10 +113,10 @@ class XgboostClassifier(ClassifierMixin, BaseEstimator):
 class EarlyStoppingMlp(ClassifierMixin, BaseEstimator):
     """scikit-learn's MLP with early stopping, for classes of any size.
 
-    Early stopping holds a stratified tenth of the rows back, which scikit-learn refuses when a class has one row or
-    when the tenth has fewer rows than there are classes. So a class with one row is left out of the fit (it is never
-    predicted), and the part held back grows until it has one row for every class. Both are said in
-    `notes_`.
+    Early stopping holds a stratified tenth of the rows back, which scikit-learn refuses when a class has one
+    row or when the tenth has fewer rows than there are classes. So a class with one row is left out of the
+    fit (it is never predicted), and the part held back grows until it has one row for every class. Both are
+    said in `notes_`.
     """
 
     def __init__(self, seed: int = 0) -> None:

@@ -124,8 +124,9 @@ def _check(latents: Latents, path: Path) -> None:
     lengths = {len(latents.ids), len(latents.laboratories), len(latents.labels), len(latents.vectors)}
     if len(lengths) > 1 or latents.vectors.ndim != 2 or latents.vectors.shape[1] == 0:
         raise InputError(
-            f"{path}: {len(latents.ids)} ids, {len(latents.laboratories)} laboratories, {len(latents.labels)} labels "
-            f"and vectors of shape {latents.vectors.shape}: one row of each a cell is needed"
+            f"{path}: {len(latents.ids)} ids, {len(latents.laboratories)} laboratories, "
+            f"{len(latents.labels)} labels and vectors of shape {latents.vectors.shape}: "
+            "each cell needs one row of each"
         )
     repeated = [repr(name) for name, count in Counter(latents.ids.tolist()).items() if count > 1]
     if repeated:

@@ -30,7 +30,8 @@ def balanced_accuracy(counts: Counts) -> float:
 def macro_f1(counts: Counts) -> float:
     """Mean F1 over the classes that were tested, 0..1.
 
-    A predicted class of which no cell was tested has no F1 of its own; it costs the classes whose cells it took.
+    A predicted class of which no cell was tested has no F1 of its own; it costs the classes whose cells it
+    took.
     """
     tested = counts.sum(axis=1)
     f1 = 2 * np.diag(counts) / np.maximum(tested + counts.sum(axis=0), 1)

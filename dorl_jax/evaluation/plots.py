@@ -21,6 +21,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 _DPI = 192  # two pixels a CSS pixel, of which there are 96 an inch
 _SIZE = 9.0  # points, 12 CSS pixels
@@ -73,7 +74,7 @@ def heat_maps(
         _matrix(axes, values, theme, annotate=panel / n >= 0.3)
         axes.imshow(floors[None], extent=(-0.5, n - 0.5, n + 0.75, n - 0.25), **_scale(theme))
         for column, floor in enumerate(floors):
-            _number(axes, column, n + 0.25, floor, theme)
+            _number(axes, float(column), n + 0.25, float(floor), theme)
         for i in range(n):
             axes.add_patch(_outline(i, theme))
         axes.set_xlim(-0.5, n - 0.5)
@@ -94,11 +95,11 @@ def confusion_grid(
     column_names: Sequence[str],
     theme: Theme,
 ) -> bytes:
-    """A grid of confusion matrices, each row of each divided by its sum: true class down, predicted across."""
+    """A grid of confusion matrices, true class down, predicted across; each row is divided by its sum."""
     rows, columns, k = counts.shape[:3]
     panel = min(max(0.36 * k, 1.3), 9.2 / columns)
     figure = Figure(figsize=(panel * columns + 1.9, (panel + 0.1) * rows + 1.3), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    grid: Any = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for i, j in np.ndindex(rows, columns):
         axes: Axes = grid[i, j]
         tested = counts[i, j].sum(axis=1, keepdims=True)
@@ -126,7 +127,7 @@ def confusion_grid(
 
 
 def spread(groups: Shaped[np.ndarray, " n"], most: int, seed: int = 0) -> Int[np.ndarray, " m"]:
-    """At most `most` row numbers, in order, that keep the shares of the groups and at least one row of each."""
+    """At most `most` row numbers, in order; groups keep their shares, and one row of each at least."""
     rank = np.empty(len(groups))
     order = np.random.default_rng(seed).permutation(len(groups))
     for name in np.unique(groups):
@@ -136,23 +137,21 @@ def spread(groups: Shaped[np.ndarray, " n"], most: int, seed: int = 0) -> Int[np
 
 
 def project(vectors: Float32[np.ndarray, "n d"], seed: int = 0) -> Float[np.ndarray, "n 2"]:
-    """Two coordinates a vector: at most 50 principal components, then t-SNE (the components alone below 5 vectors)."""
+    """Two coordinates a vector: 50 principal components, then t-SNE (components alone below 5 vectors)."""
+    plane = np.zeros((len(vectors), 2))
+    if (vectors == vectors[0]).all():
+        return plane
     components = min(50, *vectors.shape)
     coordinates = PCA(components, svd_solver="full").fit_transform(vectors.astype(np.float64))
-    plane = np.zeros((len(vectors), 2))
     plane[:, : min(2, components)] = coordinates[:, :2]
-    spread_of_first = plane[:, 0].std()
-    if len(vectors) < 5 or spread_of_first == 0:
+    if len(vectors) < 5:
         return plane
-    # n_jobs=1: on several threads the sum over all pairs is rounded in any order.
-    tsne = TSNE(
-        perplexity=min(30.0, (len(vectors) - 1) / 3),
-        init=plane / spread_of_first * 1e-4,
-        random_state=seed,
-        n_jobs=1,
-        max_iter=600,
-    )
-    return tsne.fit_transform(coordinates).astype(np.float64)
+    start = plane / plane[:, 0].std() * 1e-4
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    # On several threads the sum over all pairs is rounded in any order, and TSNE's n_jobs does not reach it.
+    with threadpool_limits(1, "openmp"):
+        tsne = TSNE(perplexity=perplexity, init=start, random_state=seed, max_iter=600)
+        return tsne.fit_transform(coordinates).astype(np.float64)
 
 
 def latent_space(
@@ -213,7 +212,8 @@ def latent_space(
 def training_curves(columns: dict[str, Float[np.ndarray, " steps"]], theme: Theme) -> bytes:
     """A panel for every column but `step`, over `step`; NaN where a column has no value at a step.
 
-    Where there are many steps the values are drawn pale, and their running median over a fiftieth of them dark.
+    Where there are many steps the values are drawn pale, and their running median over a fiftieth of them
+    dark.
     """
     steps = columns["step"]
     curves = {name: values for name, values in columns.items() if name != "step"}
@@ -254,7 +254,7 @@ def cell_with_masks(
     truth: Bool[np.ndarray, "h w"] | None = None,
     width: int = 260,
 ) -> bytes:
-    """The outline of the predicted mask (solid) and of the true one (dashed) over a cell, `width` pixels wide."""
+    """A cell, `width` pixels wide, with the outlines of its predicted (solid) and true mask (dashed)."""
     height, across = predicted.shape
     figure = Figure(figsize=(width / 100, width * height / across / 100), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -304,7 +304,7 @@ def _matrix(axes: Axes, values: Float[np.ndarray, "r c"], theme: Theme, annotate
     if annotate:
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
-                _number(axes, j, i, value, theme)
+                _number(axes, float(j), float(i), float(value), theme)
     axes.tick_params(length=0, labelsize=_SIZE, labelcolor=theme.ink)
     for spine in axes.spines.values():
         spine.set_visible(False)

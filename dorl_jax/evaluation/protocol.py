@@ -1,7 +1,7 @@
 """The protocol: fit on four fifths of one laboratory, test on its last fifth and on the whole of every other.
 
-Section "Experiments" of DoRL (arXiv 2408.07467); the fold splits, seeds and classifier settings are those of the
-authors' released notebook.
+Section "Experiments" of DoRL (arXiv 2408.07467); the fold splits, seeds and classifier settings are those of
+the authors' released notebook.
 """
 
 import logging
@@ -68,9 +68,9 @@ def evaluate_latents(
 ) -> Evaluation:
     """Test how well classes learned in one laboratory are found in every other.
 
-    For every source laboratory: stratified folds (shuffled with `seed`); each classifier is fitted on all folds but
-    one and tested on that one (target = source) and on the whole of every other laboratory. The same latents,
-    settings and package versions give the same figures bit for bit.
+    For every source laboratory: stratified folds (shuffled with `seed`); each classifier is fitted on all
+    folds but one and tested on that one (target = source) and on the whole of every other laboratory. The
+    same latents, settings and package versions give the same figures bit for bit.
 
     Args:
       latents: cells of at least two laboratories.
@@ -82,9 +82,10 @@ def evaluate_latents(
       on_fit: called after every new fit.
 
     Raises:
-      InputError: an unknown or repeated classifier, fewer than two folds, a single laboratory, or a laboratory too
-        small for the folds: fewer cells than folds, no class with as many cells as there are folds, or fewer than
-        two classes with three cells (so that every training part holds two cells of two classes).
+      InputError: an unknown or repeated classifier, fewer than two folds, a single laboratory, or a
+        laboratory too small for the folds: fewer cells than folds, no class with as many cells as there are
+        folds, or fewer than two classes with three cells (so that every training part holds two cells of two
+        classes).
     """
     _check_settings(classifiers, folds, seed)
     splits = {name: _split(latents, name, folds, seed) for name in _laboratories(latents)}
@@ -148,8 +149,8 @@ def _laboratories(latents: Latents) -> list[str]:
     names = np.unique(latents.laboratories).tolist()
     if len(names) < 2:
         raise InputError(
-            f"all {len(latents)} cells are from one laboratory, {name_some(names)!r}: testing across laboratories "
-            "needs at least two"
+            f"all {len(latents)} cells are from one laboratory, {name_some(names)!r}: testing across "
+            "laboratories needs at least two"
         )
     return names
 
@@ -161,13 +162,13 @@ def _split(latents: Latents, laboratory: str, folds: int, seed: int) -> _Split:
     listed = ", ".join(f"{count} {name}" for name, count in zip(names, counts, strict=True))
     if len(rows) < folds or counts.max() < folds:
         raise InputError(
-            f"laboratory {laboratory!r} has too few cells for {folds} folds ({listed}): at least one class needs "
-            f"{folds}; add cells, set fewer folds, or leave the laboratory out"
+            f"laboratory {laboratory!r} has too few cells for {folds} folds ({listed}): at least one class "
+            f"needs {folds}; add cells, set fewer folds, or leave the laboratory out"
         )
     if (counts >= 3).sum() < 2:
         raise InputError(
-            f"laboratory {laboratory!r} ({listed}) needs two classes with at least 3 cells to train a classifier; "
-            "add cells or leave the laboratory out"
+            f"laboratory {laboratory!r} ({listed}) needs two classes with at least 3 cells to train a "
+            "classifier; add cells or leave the laboratory out"
         )
     with warnings.catch_warnings():
         # Known, and said in the notes.
@@ -202,7 +203,7 @@ def _fit(
 
 @contextmanager
 def _counted_convergence() -> Iterator[list[str]]:
-    """A list that gets a note where an optimiser stopped at its last iteration; other warnings pass through."""
+    """A list that gets a note where an optimiser stopped too early; other warnings pass through."""
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)

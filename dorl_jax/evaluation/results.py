@@ -17,8 +17,8 @@ T = TypeVar("T")
 class Row:
     """One fold of a classifier trained on `source`, tested on `target`. All scores are fractions, 0..1.
 
-    `cells` were tested; `recall` holds the classes among them; `macro_f1` and `balanced_accuracy` are means over
-    these classes.
+    `cells` were tested; `recall` holds the classes among them; `macro_f1` and `balanced_accuracy` are means
+    over these classes.
     """
 
     source: str
@@ -36,8 +36,8 @@ class Row:
 class Mean:
     """Mean and standard deviation (of the folds as a population) of a classifier from `source` to `target`.
 
-    `majority_floor` and `majority_floor_macro_f1` are what calling every cell the target's commonest class gives;
-    `ceiling` is the share of the target's cells whose class the source has.
+    `majority_floor` and `majority_floor_macro_f1` are what calling every cell the target's commonest class
+    gives; `ceiling` is the share of the target's cells whose class the source has.
     """
 
     source: str
@@ -57,7 +57,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class ClassifierSummary:
-    """Means of a classifier over the laboratories (in-domain) and over the ordered pairs of two (cross-domain)."""
+    """Means of a classifier over the laboratories (in-domain) and over all ordered pairs (cross-domain)."""
 
     classifier: str
     in_domain_accuracy: float
@@ -73,7 +73,7 @@ class ClassifierSummary:
 
 @dataclass(frozen=True)
 class Confusion:
-    """`counts[i][j]` cells of class i were called j in one fold; classes in the order of `Evaluation.classes`."""
+    """`counts[i][j]` cells of class i were called j in one fold; classes as in `Evaluation.classes`."""
 
     source: str
     target: str
@@ -114,7 +114,7 @@ class Evaluation:
         return max(self.classifiers, key=lambda c: (c.cross_domain_accuracy, c.cross_domain_macro_f1))
 
     def markdown_table(self) -> str:
-        """The cross-domain table: accuracy % and macro-F1 % of every classifier from every source to every target."""
+        """Accuracy % and macro-F1 % of every classifier from every source to every target."""
         names = short_names(list(self.laboratories))
         legend = ", ".join(f"{name} = {laboratory}" for laboratory, name in names.items())
         return (

@@ -31,9 +31,9 @@ class EvaluateSettings:
 def evaluate(latents_path: Path, out: Path, settings: EvaluateSettings, progress: bool = True) -> Evaluation:
     """Judge latent vectors across laboratories (see `dorl_jax.evaluation.protocol.evaluate_latents`).
 
-    Writes into `out`: `summary.json` (every fold and the means), `confusion.json`, `means.csv`, `table.md`, and
-    `fits.jsonl`, the finished fits. A run that was killed goes on from there; fits of other latents, folds, seed or
-    package versions are not used.
+    Writes into `out`: `summary.json` (every fold and the means), `confusion.json`, `means.csv`, `table.md`,
+    and `fits.jsonl`, the finished fits. A run that was killed goes on from there; fits of other latents,
+    folds, seed or package versions are not used.
 
     Args:
       latents_path: what the stage `embed` wrote.
@@ -88,7 +88,7 @@ def _fingerprint(latents: Latents, settings: EvaluateSettings) -> str:
 
 
 def _read_journal(path: Path, fingerprint: str) -> list[Fit]:
-    """The fits under this fingerprint. A last line torn by a kill is cut off, so that the next one starts afresh."""
+    """The fits under this fingerprint. A last line torn by a kill is cut off; the next then starts afresh."""
     if not path.is_file():
         return []
     content = path.read_bytes()

@@ -39,7 +39,8 @@ def report(run: Path) -> Path:
       The path of the page.
 
     Raises:
-      InputError: no such folder, a folder in which no stage has written anything, or a file that cannot be read.
+      InputError: no such folder, a folder in which no stage has written anything, or a file that cannot be
+      read.
     """
     if not run.is_dir():
         raise InputError(f"no run folder at {run}")
@@ -233,15 +234,15 @@ def _read_held_out_cells(path: Path) -> dict[str, list[Tile]]:
     tiles = {}
     for laboratory, rows in _rows_of(laboratories):
         by_iou = rows[np.argsort(iou[rows], kind="stable")]
-        # The two worst, and the rest evenly spread from bad to good.
-        chosen = list(dict.fromkeys([*by_iou[:2], *by_iou[_evenly(len(by_iou), _TILES)]]))[:_TILES]
+        # The two worst, and the rest evenly spread up to the best.
+        chosen = [*by_iou[:2], *by_iou[2:][_evenly(len(by_iou) - 2, _TILES - 2)]]
         tiles[laboratory] = [
             Tile(
                 images=[(_uri(plots.cell_with_masks(images[row], predicted[row], truth[row])), "cell with masks")],
                 caption=f"IoU {iou[row]:.2f}" + (" (worst)" if row == by_iou[0] else ""),
                 marked=bool(row == by_iou[0]),
             )
-            for row in sorted(chosen, key=lambda row: iou[row])
+            for row in chosen
         ]
     return tiles
 
@@ -277,14 +278,16 @@ def _read_reconstructions(path: Path) -> dict[str, list[Tile]]:
 
 
 def _arrays(path: Path, names: Sequence[str], stage: str) -> list[np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in names if name not in file.files]
-            if missing:
-                raise InputError(f"{path} lacks the array {name_some(missing)}; run the stage `{stage}` again")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is no NumPy archive; run the stage `{stage}` again")
+    with np.load(path, allow_pickle=False) as file:
+        missing = [name for name in names if name not in file.files]
+        if missing:
+            raise InputError(f"{path} lacks the array {name_some(missing)}; run the stage `{stage}` again")
+        try:
             arrays = [file[name] for name in names]
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise InputError(f"{path} cannot be read: {error}; run the stage `{stage}` again") from error
+        except (ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path} cannot be read: {error}; run the stage `{stage}` again") from error
     if len({len(array) for array in arrays}) > 1:
         raise InputError(f"{path}: the arrays {', '.join(names)} differ in length; run the stage `{stage}` again")
     return arrays
@@ -295,7 +298,8 @@ def _rows_of(laboratories: Shaped[np.ndarray, " n"]) -> list[tuple[str, Int[np.n
 
 
 def _evenly(count: int, most: int) -> Int[np.ndarray, " m"]:
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+    """At most `most` of 0..count-1, with both ends."""
+    return np.linspace(0, count - 1, max(0, min(count, most))).round().astype(int)
 
 
 def _by_label(rows: Int[np.ndarray, " n"], labels: Shaped[np.ndarray, " all"]) -> Int[np.ndarray, " m"]:

@@ -44,7 +44,7 @@ def test_agrees_with_plain_scikit_learn(name, cells):
 def test_xgboost_agrees_with_its_own_interface(cells):
     fitted, labels, tested = cells
     names = np.array(["basophil", "monocyte", "neutrophil"])
-    plain = XGBClassifier(tree_method="hist", random_state=3).fit(fitted, np.searchsorted(names, labels))
+    plain = XGBClassifier(tree_method="hist", random_state=3, n_jobs=1).fit(fitted, np.searchsorted(names, labels))
     ours = make_classifier("xgboost", seed=3).fit(fitted, labels).predict(tested)
     np.testing.assert_array_equal(ours, names[plain.predict(tested)])
 

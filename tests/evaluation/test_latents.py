@@ -47,7 +47,7 @@ def test_file_is_plain_parquet_for_other_tools(latents, tmp_path):
 
 
 def test_other_writers_are_read(latents, tmp_path):
-    """Several row groups, dictionary-encoded text, double precision, a further column, a partition-like folder."""
+    """Several row groups, encoded text, double precision, one column more, a folder like a partition."""
     folder = tmp_path / "laboratory=elsewhere"
     folder.mkdir()
     doubles = pa.FixedSizeListArray.from_arrays(pa.array(latents.vectors.ravel().astype(np.float64)), 2)
@@ -74,9 +74,18 @@ def test_other_writers_are_read(latents, tmp_path):
         ({"id": pa.array([None, "y", "x"])}, r"column 'id' has no value for row 0"),
         ({"id": pa.array([1, 2, 3])}, r"column 'id' must hold strings, not int64"),
         ({"vector": pa.array([[1.0], [2.0, 3.0], [4.0]])}, r"must hold lists of float32 of one fixed size"),
-        ({"vector": pa.array([[1.0], [np.nan], [np.inf]], pa.list_(pa.float32(), 1))}, r"2 vectors .*'a/2.png', 'b/ü"),
-        ({"vector": pa.array([[1.0], [None], [3.0]], pa.list_(pa.float32(), 1))}, r"1 vectors hold NaN.*'a/2.png'"),
-        ({"vector": pa.array([[1.0], None, [3.0]], pa.list_(pa.float32(), 1))}, r"'vector' has no value for 'a/2.png'"),
+        (
+            {"vector": pa.array([[1.0], [np.nan], [np.inf]], pa.list_(pa.float32(), 1))},
+            r"2 vectors .*'a/2.png', 'b/ü",
+        ),
+        (
+            {"vector": pa.array([[1.0], [None], [3.0]], pa.list_(pa.float32(), 1))},
+            r"1 vectors hold NaN.*'a/2.png'",
+        ),
+        (
+            {"vector": pa.array([[1.0], None, [3.0]], pa.list_(pa.float32(), 1))},
+            r"'vector' has no value for 'a/2.png'",
+        ),
     ],
 )
 def test_bad_columns_are_named(latents, tmp_path, columns, message):

@@ -12,7 +12,7 @@ from dorl_jax.evaluation.latents import Latents, write_latents
 from dorl_jax.evaluation.results import read_evaluation
 from dorl_jax.stages.evaluate import EvaluateSettings, evaluate
 
-SETTINGS = EvaluateSettings(classifiers=("svm_linear", "logistic_regression", "mlp"))
+SETTINGS = EvaluateSettings(classifiers=("svm_linear", "svm_poly", "logistic_regression"))
 
 
 def blobs(seed=0):
@@ -106,7 +106,7 @@ def test_a_finished_run_fits_nothing_again(latents, tmp_path, count_fits):
     assert count_fits.fits == 30
     assert (tmp_path / "summary.json").read_bytes() == before
     # One classifier more: only its own fits are new.
-    more = EvaluateSettings(classifiers=(*SETTINGS.classifiers, "svm_poly"))
+    more = EvaluateSettings(classifiers=(*SETTINGS.classifiers, "mlp"))
     evaluate(latents, tmp_path, more, progress=False)
     assert count_fits.fits == 40
 

@@ -1,0 +1,344 @@
+import base64
+import csv
+import io
+import json
+import re
+import struct
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dorl_jax.errors import InputError
+from dorl_jax.evaluation.latents import Latents, write_latents
+from dorl_jax.stages.evaluate import EvaluateSettings, evaluate
+from dorl_jax.stages.report import report
+
+MALICIOUS = "<script>alert('cell')</script>"
+LABELS = ["basophil", "monocyte", MALICIOUS]
+LABORATORIES = ["north & co", "south"]
+
+
+def write_csv(path, header, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *lines])
+
+
+def copy(evaluated, path):
+    path.write_bytes((evaluated / path.parent.name / path.name).read_bytes())
+
+
+def discs(random, count, size):
+    """Painted cells with their masks: (n, size, size, 3) uint8 and (n, size, size) bool."""
+    y, x = np.mgrid[:size, :size]
+    centres = size / 2 + random.uniform(-3, 3, (2, count, 1, 1))
+    masks = np.hypot(y - centres[0], x - centres[1]) < size * random.uniform(0.2, 0.35, (count, 1, 1))
+    images = np.where(masks[..., None], (120, 60, 150), (240, 220, 200)).astype(np.uint8)
+    return images, masks
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """The outcome of one evaluation, to be copied into runs."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    random = np.random.default_rng(0)
+    labels = np.tile(LABELS, 40)
+    vectors = 1.2 * np.eye(4)[np.tile(np.arange(3), 40)] + random.normal(size=(120, 4))
+    laboratories = np.repeat(LABORATORIES, 60)
+    latents = Latents(np.array([f"cell {i}" for i in range(120)]), laboratories, labels, vectors.astype(np.float32))
+    write_latents(latents, folder / "embed" / "latents.parquet")
+    settings = EvaluateSettings(classifiers=("svm_linear", "logistic_regression"))
+    evaluate(folder / "embed" / "latents.parquet", folder / "evaluation", settings, progress=False)
+    return folder
+
+
+PARTS = {
+    "settings.toml": lambda path, source: path.write_text(f'seed = 1234\nnote = "{MALICIOUS}"\n'),
+    "data/cells.csv": lambda path, source: write_csv(
+        path,
+        ["id", "laboratory", "image", "mask", "label"],
+        [
+            (i, LABORATORIES[i % 2], f"/d/{i}.png", "/d/m.png" if i < 5 else "", LABELS[i % 3])
+            for i in range(31)
+        ],
+    ),
+    "data/failures.csv": lambda path, source: write_csv(
+        path, ["id", "image", "reason"], [("7", "/d/7.png", f"no image {MALICIOUS}")]
+    ),
+    "finetune_sam/metrics.csv": lambda path, source: write_csv(
+        path,
+        ["step", "loss", "stage", "iou"],
+        [(i, 1 / (i + 1), "warm-up", i / 60 if i % 5 == 0 else "") for i in range(60)],
+    ),
+    "finetune_sam/held_out.json": lambda path, source: path.write_text(
+        json.dumps({
+            "mean_iou": {"south": 0.8123},
+            "cells": [{"id": f"cell {i}", "laboratory": "south", "iou": 0.5 + i / 20} for i in range(10)],
+        })
+    ),
+    "finetune_sam/held_out_samples.npz": lambda path, source: write_samples(
+        path, ("image", "truth", "predicted", "laboratory", "iou")
+    ),
+    "extract/samples.npz": lambda path, source: write_samples(path, ("image", "mask", "laboratory", "label")),
+    "train_cae/metrics.csv": lambda path, source: write_csv(
+        path, ["step", "loss", "ssim", "mmd", "mse"], [(i, 1 / (i + 1), 0.5, 0, 2) for i in range(200)]
+    ),
+    "train_cae/samples.npz": lambda path, source: write_samples(
+        path, ("target", "reconstruction", "laboratory", "label"), size=128
+    ),
+    "embed/latents.parquet": lambda path, source: copy(source, path),
+    "evaluation/summary.json": lambda path, source: copy(source, path),
+    "evaluation/confusion.json": lambda path, source: copy(source, path),
+}  # fmt: skip
+CHARTS = {  # figures for light and for dark paper
+    "finetune_sam/metrics.csv": 1,
+    "train_cae/metrics.csv": 1,
+    "embed/latents.parquet": 1,
+    "evaluation/summary.json": 1,
+    "evaluation/confusion.json": 2,
+}
+
+
+def write_samples(path, names, size=48):
+    random = np.random.default_rng(0)
+    images, masks = discs(random, 24, size)
+    every = {
+        "image": images,
+        "target": images,
+        "reconstruction": 255 - images,
+        "mask": masks,
+        "truth": masks,
+        "predicted": np.roll(masks, 2, axis=1),
+        "laboratory": np.repeat(LABORATORIES, 12),
+        "label": np.tile(LABELS, 8),
+        "iou": np.linspace(0.3, 0.95, 24).astype(np.float32)[random.permutation(24)],
+    }
+    np.savez(path, **{name: every[name] for name in names})
+
+
+@pytest.fixture
+def make_run(tmp_path, evaluated):
+    def make(parts=PARTS):
+        for name in parts:
+            path = tmp_path / "real <run>" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PARTS[name](path, evaluated)
+        return tmp_path / "real <run>"
+
+    return make
+
+
+class Page(HTMLParser):
+    """The elements, texts and images of a page; refuses tags that are not closed in order."""
+
+    VOID = frozenset({"meta", "img", "source", "link", "br", "input"})
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.images, self.texts = [], [], [], [], []
+        self.html = path.read_text()
+        self.feed(self.html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        values = dict(attrs)
+        if tag in ("img", "source"):
+            self.images.append((tag, values.get("src") or values.get("srcset"), values))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, self.getpos()
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+def test_page_holds_everything_and_loads_nothing(make_run):
+    run = make_run()
+    assert report(run) == run / "report.html"
+    page = Page(run / "report.html")
+    assert {"script", "link", "iframe", "object"}.isdisjoint(page.tags)
+    assert MALICIOUS not in page.html
+    assert "<script" not in page.html.lower()
+    assert "&lt;script&gt;" in page.html
+    for name, value in page.attributes:
+        assert not name.startswith("on")
+        if name in ("href", "src", "srcset", "action"):
+            assert value.startswith(("#", "data:image/png;base64,"))
+    style = page.html[page.html.index("<style>") : page.html.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert not re.search(r"https?://|['\"]//", page.html)
+    # 6 charts in two themes; 8 tiles of 2 laboratories for held-out and extracted cells; 8 pairs of 2.
+    assert len(page.images) == 2 * sum(CHARTS.values()) + 2 * 8 * 2 + 2 * 8 * 2
+    for tag, uri, attributes in page.images:
+        image = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+        image.load()
+        assert image.format == "PNG"
+        if tag == "img":
+            assert attributes["alt"]
+        else:
+            assert "dark" in attributes["media"]
+    hidden = [text for name, text in page.attributes if name == "href"]
+    ids = {text for name, text in page.attributes if name == "id"}
+    assert {link[1:] for link in hidden} <= ids
+    assert not list(run.glob("*.partial"))
+    assert "not here yet" not in page.text
+
+
+def test_page_states_the_figures(make_run):
+    run = make_run()
+    report(run)
+    text = Page(run / "report.html").text
+    summary = json.loads((run / "evaluation/summary.json").read_text())
+    best = max(summary["classifiers"], key=lambda c: c["cross_domain_accuracy"])
+    for key in ("cross_domain_accuracy", "cross_domain_macro_f1", "in_domain_accuracy"):
+        assert f"{100 * best[key]:.1f}" in text
+    for c in summary["classifiers"]:
+        assert f"{c['pairs_above_floor']} of {c['pairs']}" in text
+    assert "majority floor 33.3" in text
+    assert "ceiling 100.0" in text
+    for mean in summary["means"]:
+        assert f"{100 * mean['accuracy']:.1f} ±{100 * mean['accuracy_sd']:.1f}" in text
+        assert f"{100 * mean['macro_f1']:.1f} ±{100 * mean['macro_f1_sd']:.1f}" in text
+    assert "0.81 south" in text
+    assert "south 10 0.812 0.500 cell 0" in text
+    assert "real <run>" in text
+    assert "seed = 1234" in text
+    assert f"no image {MALICIOUS}" in text
+    # Cells 0, 2, .. 30 are of the first laboratory; of them 0, 6, .. 30 are basophils; 0, 2, 4 have a mask.
+    assert "north & co 5 6 5 16 3" in text
+    assert "All 120 vectors of 4 numbers" in text
+
+
+def test_the_worst_masks_are_shown_first(make_run):
+    run = make_run(["finetune_sam/held_out_samples.npz"])
+    report(run)
+    iou = np.load(run / "finetune_sam/held_out_samples.npz")["iou"]
+    text = Page(run / "report.html").text
+    for laboratory, of in (("north & co", iou[:12]), ("south", iou[12:])):
+        shown = re.search(rf"{laboratory}((?: IoU [0-9.]+(?: \(worst\))?)+)", text).group(1)
+        values = [float(v) for v in re.findall(r"[0-9.]+", shown)]
+        ordered = np.sort(of)
+        assert len(values) == 8
+        assert values == sorted(values)
+        assert values[:2] == [pytest.approx(v, abs=0.006) for v in ordered[:2]]
+        assert values[-1] == pytest.approx(ordered[-1], abs=0.006)
+        assert shown.count("worst") == 1
+
+
+def test_reconstructions_stand_beside_their_targets(make_run):
+    run = make_run(["train_cae/samples.npz"])
+    report(run)
+    page = Page(run / "report.html")
+    decoded = [np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))) for _, uri, _ in page.images]
+    assert len(decoded) == 32
+    for target, reconstruction in zip(decoded[::2], decoded[1::2], strict=True):
+        np.testing.assert_array_equal(255 - target, reconstruction)
+
+
+@pytest.mark.parametrize("part", [name for name in PARTS if name not in ("settings.toml", "evaluation/confusion.json")])
+def test_any_single_part_makes_a_page(make_run, part):
+    run = make_run([part])
+    page = Page(report(run))
+    assert "not here yet" in page.text
+    assert len(page.images) >= 2 * CHARTS.get(part, 0)
+    for other, chart in CHARTS.items():
+        if other != part and other != "evaluation/confusion.json":
+            assert f"writes {other}" in page.text, chart
+    if part != "evaluation/summary.json":
+        assert "The stage evaluate writes evaluation/summary.json" in page.text
+
+
+def test_charts_are_drawn_at_two_pixels_a_css_pixel(make_run):
+    run = make_run(["train_cae/metrics.csv"])
+    (_, dark, _), (_, light, attributes) = Page(report(run)).images
+    sizes = [struct.unpack(">II", base64.b64decode(uri.split(",")[1])[16:24]) for uri in (dark, light)]
+    assert sizes[0] == sizes[1]
+    assert sizes[0] == pytest.approx((2 * int(attributes["width"]), 2 * int(attributes["height"])), abs=1)
+
+
+def test_the_same_run_gives_the_same_page(make_run):
+    run = make_run(["embed/latents.parquet", "evaluation/summary.json", "extract/samples.npz"])
+    first = report(run).read_bytes()
+    assert report(run).read_bytes() == first
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(InputError, match=r"no run folder at .*missing"):
+        report(tmp_path / "missing")
+    (tmp_path / "settings.toml").write_text("seed = 1\n")
+    with pytest.raises(InputError, match=r"nothing to report in .* stage `evaluate`"):
+        report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "content", "message"),
+    [
+        ("data/cells.csv", b"id,label\n1,x\n", "lacks the column laboratory, mask"),
+        ("data/cells.csv", b"id,laboratory,mask,label\n", "has no rows"),
+        ("data/cells.csv", b"\xff\xfe\x00", "is no CSV file"),
+        ("data/failures.csv", b"id,reason\n", "lacks the column image"),
+        ("finetune_sam/metrics.csv", b"loss\n1\n", "lacks the column step"),
+        ("finetune_sam/metrics.csv", b"step,stage\n1,warm\n", "holds no numbers over `step`"),
+        ("finetune_sam/held_out.json", b'{"mean_iou": {"a": "high"}}', r"cannot be read: .*mean_iou"),
+        ("finetune_sam/held_out_samples.npz", b"not a zip", "run the stage `finetune-sam` again"),
+        ("extract/samples.npz", b"", "run the stage `extract` again"),
+        ("embed/latents.parquet", b"", "not a readable Parquet file"),
+        ("evaluation/summary.json", b"{}", r"cannot be read: .*rows"),
+        ("evaluation/confusion.json", b"[", "cannot be read"),
+    ],
+)
+def test_spoilt_files_are_named(make_run, part, content, message):
+    run = make_run([part, "evaluation/summary.json"])
+    (run / part).write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        report(run)
+    assert str(run / part) in str(caught.value)
+    assert not (run / "report.html").exists()
+
+
+def test_pickles_are_refused(make_run):
+    run = make_run(["extract/samples.npz"])
+    path = run / "extract/samples.npz"
+    given = dict(np.load(path))
+    np.savez(path, **(given | {"label": np.array([{"a": 1}] * 24, object)}))
+    with pytest.raises(InputError, match=r"samples.npz cannot be read: Object arrays cannot be loaded"):
+        report(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("mask"), "lacks the array mask"),
+        (lambda a: a.update(label=a["label"][:3]), "differ in length"),
+    ],
+)
+def test_incomplete_samples_are_named(make_run, change, message):
+    run = make_run(["extract/samples.npz"])
+    path = run / "extract/samples.npz"
+    arrays = dict(np.load(path))
+    change(arrays)
+    np.savez(path, **arrays)
+    with pytest.raises(InputError, match=message):
+        report(run)
+
+
+def test_a_summary_without_some_pair_is_named(make_run):
+    run = make_run(["evaluation/summary.json"])
+    path = run / "evaluation/summary.json"
+    summary = json.loads(path.read_text())
+    del summary["means"][2]
+    path.write_text(json.dumps(summary))
+    with pytest.raises(InputError, match="lacks the mean of some classifier"):
+        report(run)

@@ -58,7 +58,7 @@ class CaeConfig:
     @classmethod
     def tiny(cls) -> "CaeConfig":
         """For the features of the tiny SAM: about 3 million parameters."""
-        return cls(width=192, encoder_depth=4, decoder_depth=2, heads=6, head_channels=(96, 64, 32, 16))
+        return cls(width=192, encoder_depth=4, decoder_depth=2, heads=6, head_channels=(96, 48, 32, 16))
 
     @classmethod
     def preset(cls, variant: str) -> "CaeConfig":

@@ -3,7 +3,7 @@
 XLA's CPU back end turns the weight gradient of a convolution, and everything about a strided transposed one, into
 loops that are slower than the forward pass by orders of magnitude. Here a transposed convolution is written as
 stride-1 convolutions, one for each output phase, and the weight gradient of a stride-1 convolution as one matrix
-product for each kernel tap. On other platforms the plain primitives are used.
+product for each image. On other platforms the plain primitives are used.
 """
 
 from collections.abc import Callable
@@ -41,8 +41,8 @@ def _conv2d_backward(padding: Padding, saved: tuple[Array, Array], grad: Array) 
     (top, bottom), (left, right) = padding
     grad_x = conv2d(grad, mirrored, ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right)))
     plain = partial(_kernel_gradient_plain, padding=padding, shape=kernel.shape)
-    taps = partial(_kernel_gradient_taps, padding=padding, shape=kernel.shape)
-    return grad_x, lax.platform_dependent(x, grad, cpu=taps, default=plain)
+    shifts = partial(_kernel_gradient_shifts, padding=padding, shape=kernel.shape)
+    return grad_x, lax.platform_dependent(x, grad, cpu=shifts, default=plain)
 
 
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)
@@ -55,23 +55,28 @@ def _kernel_gradient_plain(x: Array, grad: Array, padding: Padding, shape: tuple
     return jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, x.dtype))(grad)[0]
 
 
-def _kernel_gradient_taps(x: Array, grad: Array, padding: Padding, shape: tuple[int, ...]) -> Array:
+def _kernel_gradient_shifts(x: Array, grad: Array, padding: Padding, shape: tuple[int, ...]) -> Array:
     kh, kw, channels_in, channels_out = shape
-    _, out_h, out_w, _ = grad.shape
     padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0)))
-    flat_grad = grad.reshape(-1, channels_out)
+    _, height, width, _ = padded.shape
+    wide = jnp.pad(grad, ((0, 0), (kh - 1, kh - 1), (kw - 1, kw - 1), (0, 0)))
 
-    def tap(index: Array) -> Array:
-        start = (0, index // kw, index % kw, 0)
-        window = lax.dynamic_slice(padded, start, (x.shape[0], out_h, out_w, channels_in))
-        return lax.dot_general(
-            window.reshape(-1, channels_in),
-            flat_grad,
-            (((0,), (0,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+    # One image at a time, so that the shifted copies of its gradient, one for each tap, stay in the cache.
+    def add_image(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
+        x_one, grad_one = image
+        shifts = [
+            grad_one[kh - 1 - v : kh - 1 - v + height, kw - 1 - u : kw - 1 - u + width]
+            for v in range(kh)
+            for u in range(kw)
+        ]
+        taps = jnp.concatenate(shifts, axis=-1).reshape(height * width, -1)
+        flat = x_one.reshape(height * width, channels_in)
+        product = lax.dot_general(flat, taps, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        return total + product, None
 
-    return lax.map(tap, jnp.arange(kh * kw)).reshape(shape).astype(x.dtype)
+    start = jnp.zeros((channels_in, kh * kw * channels_out), jnp.float32)
+    total, _ = lax.scan(add_image, start, (padded, wide))
+    return total.reshape(channels_in, kh, kw, channels_out).transpose(1, 2, 0, 3).astype(x.dtype)
 
 
 def conv_transpose2d(

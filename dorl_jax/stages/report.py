@@ -4,7 +4,6 @@ import base64
 import csv
 import struct
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from dorl_jax.data.manifest import load_cells
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.evaluation import plots
 from dorl_jax.evaluation.classifiers import TITLES
@@ -53,7 +53,7 @@ def report(run: Path) -> Path:
         "reconstructions": (_read_reconstructions, "train_cae/samples.npz"),
         "sam_curves": (_read_curves, "finetune_sam/metrics.csv"),
         "cae_curves": (_read_curves, "train_cae/metrics.csv"),
-        "cells": (_read_cells, "data/cells.csv"),
+        "cells": (_read_cells, "data/cells.parquet"),
         "failures": (_read_failures, "data/failures.csv"),
     }
     parts = {name: read(run / file) if (run / file).is_file() else None for name, (read, file) in readers.items()}
@@ -331,19 +331,18 @@ def _number(text: str | None) -> float | None:
 
 
 def _read_cells(path: Path) -> dict[str, Any]:
-    lines = _csv(path, ("laboratory", "mask", "label"))
-    counts = Counter((line["laboratory"], line["label"]) for line in lines)
-    laboratories, labels = sorted({key[0] for key in counts}), sorted({key[1] for key in counts})
+    manifest = load_cells(path)
+    labels = [label for label in manifest.classes if any(row[label] for row in manifest.counts().values())]
     return {
         "labels": labels,
         "lines": [
             {
                 "laboratory": laboratory,
-                "counts": [counts[laboratory, label] for label in labels],
-                "cells": sum(counts[laboratory, label] for label in labels),
-                "masks": sum(bool(line["mask"]) for line in lines if line["laboratory"] == laboratory),
+                "counts": [counts[label] for label in labels],
+                "cells": sum(counts.values()),
+                "masks": sum(cell.mask is not None for cell in manifest.of(laboratory)),
             }
-            for laboratory in laboratories
+            for laboratory, counts in manifest.counts().items()
         ],
     }
 

@@ -5,11 +5,13 @@ import json
 import re
 import struct
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dorl_jax.data.manifest import Cell, Manifest, save_cells
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation.latents import Latents, write_latents
 from dorl_jax.stages.evaluate import EvaluateSettings, evaluate
@@ -56,13 +58,19 @@ def evaluated(tmp_path_factory):
 
 PARTS = {
     "settings.toml": lambda path, source: path.write_text(f'seed = 1234\nnote = "{MALICIOUS}"\n'),
-    "data/cells.csv": lambda path, source: write_csv(
+    "data/cells.parquet": lambda path, source: save_cells(
+        Manifest(
+            tuple(
+                Cell(str(i), laboratory, Path(f"/d/{i}.png"), Path("/d/m.png") if i < 5 else None, LABELS[i % 3])
+                for laboratory in LABORATORIES
+                for i in range(31)
+                if LABORATORIES[i % 2] == laboratory
+            ),
+            tuple(LABORATORIES),
+            tuple(LABELS),
+            {},
+        ),
         path,
-        ["id", "laboratory", "image", "mask", "label"],
-        [
-            (i, LABORATORIES[i % 2], f"/d/{i}.png", "/d/m.png" if i < 5 else "", LABELS[i % 3])
-            for i in range(31)
-        ],
     ),
     "data/failures.csv": lambda path, source: write_csv(
         path, ["id", "image", "reason"], [("7", "/d/7.png", f"no image {MALICIOUS}")]
@@ -285,9 +293,7 @@ def test_nothing_to_report(tmp_path):
 @pytest.mark.parametrize(
     ("part", "content", "message"),
     [
-        ("data/cells.csv", b"id,label\n1,x\n", "lacks the column laboratory, mask"),
-        ("data/cells.csv", b"id,laboratory,mask,label\n", "has no rows"),
-        ("data/cells.csv", b"\xff\xfe\x00", "is no CSV file"),
+        ("data/cells.parquet", b"", "cells.parquet"),
         ("data/failures.csv", b"id,reason\n", "lacks the column image"),
         ("finetune_sam/metrics.csv", b"loss\n1\n", "lacks the column step"),
         ("finetune_sam/metrics.csv", b"step,stage\n1,warm\n", "holds no numbers over `step`"),

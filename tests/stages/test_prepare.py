@@ -1,0 +1,81 @@
+"""Bad laboratories: each fault is named, and what is left is used."""
+
+import csv
+
+import pytest
+from PIL import Image
+
+from dorl_jax.data.synthetic import write_laboratories
+from dorl_jax.errors import InputError
+from dorl_jax.stages.prepare import DataSettings, prepare
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_laboratories(tmp_path / "cells", cells_per_class=5)
+
+
+def settings(root, **changes):
+    return DataSettings(source="folder", root=str(root), **changes)
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def spoil(root):
+    """A file that is no image, an empty mask, and a mask of another size; their ids and what is said of them."""
+    laboratory = sorted(path for path in root.iterdir())[0]
+    table = rows(laboratory / "labels.csv")
+    (laboratory / table[0]["file"]).write_bytes(b"no image")
+    size = Image.open(laboratory / table[1]["file"]).size
+    Image.new("L", size).save(laboratory / table[1]["mask"])
+    Image.new("L", (size[0] + 1, size[1]), 255).save(laboratory / table[2]["mask"])
+    names = [f"{laboratory.name}/{row['file']}" for row in table[:3]]
+    return dict(zip(names, ("cannot|not an image|no image", "is empty", "pixels, its image"), strict=True))
+
+
+def test_unusable_files_are_left_out_and_listed(root, tmp_path, caplog):
+    import re
+
+    spoilt = spoil(root)
+    accepted = prepare(tmp_path / "data", settings(root), progress=False)
+    assert len(accepted.cells) == 47
+    assert not {cell.id for cell in accepted.cells} & spoilt.keys()
+    failures = {row["id"]: row["reason"] for row in rows(tmp_path / "data" / "failures.csv")}
+    assert failures.keys() == spoilt.keys()
+    for name, reason in spoilt.items():
+        assert re.search(reason, failures[name]), failures[name]
+    assert "left out 3 of 50 cells" in caplog.text
+
+
+def test_strict_stops_at_them(root, tmp_path):
+    spoil(root)
+    with pytest.raises(InputError, match="3 cells cannot be used"):
+        prepare(tmp_path / "data", settings(root, strict=True), progress=False)
+
+
+def test_a_class_with_few_cells_is_named(root, tmp_path, caplog):
+    table = sorted(root.iterdir())[0] / "labels.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(line for line in lines if "basophil" not in line or "000" in line) + "\n")
+    prepare(tmp_path / "data", settings(root), progress=False)
+    assert "has 1 cells of class basophil" in caplog.text
+
+
+def test_a_single_laboratory(root, tmp_path):
+    only = sorted(root.iterdir())[0].name
+    with pytest.raises(InputError, match=f"there is only {only}"):
+        prepare(tmp_path / "data", settings(root, laboratories=(only,)), progress=False)
+
+
+def test_unknown_label_and_missing_column(root, tmp_path):
+    table = sorted(root.iterdir())[0] / "labels.csv"
+    text = table.read_text()
+    table.write_text(text.replace(",monocyte,", ",monocite,", 1))
+    with pytest.raises(InputError, match=r"labels.csv, line \d+: .*monocite.*monocyte"):
+        prepare(tmp_path / "data", settings(root), progress=False)
+    table.write_text(text.replace("class", "klass", 1))
+    with pytest.raises(InputError, match="no column 'class'.*'klass'"):
+        prepare(tmp_path / "data", settings(root), progress=False)

@@ -1,0 +1,130 @@
+"""All stages on synthetic cells, in little time; going on, refusing, doing again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dorl_jax import config
+from dorl_jax.cli import main
+from dorl_jax.data.manifest import load_cells
+from dorl_jax.evaluation.latents import read_latents
+from dorl_jax.stages.run import STAGES
+from dorl_jax.store import Store
+from dorl_jax.training.checkpoints import load_cae, load_lora_sam
+
+SETTINGS = """
+[data]
+synthetic_laboratories = 2
+synthetic_cells = 8
+
+[finetune_sam]
+steps = 3
+batch_size = 4
+warmup_steps = 1
+
+[train_cae]
+steps = 3
+batch_size = 4
+
+[evaluate]
+classifiers = ["random_forest", "logistic_regression"]
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "settings.toml").write_text(SETTINGS)
+    assert main(["run", "--config", str(folder / "settings.toml"), "--run", str(folder / "run"), "--quiet"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_every_stage_leaves_its_output(finished):
+    manifest = load_cells(finished / "data" / "cells.parquet")
+    assert [len(manifest.of(name)) for name in manifest.laboratories] == [40, 40]
+    store = Store(finished / "extract" / "store")
+    assert store.ids == [cell.id for cell in manifest.cells]
+    latents = read_latents(finished / "embed" / "latents.parquet")
+    # the vectors in the table are those of the stored features
+    model = load_cae(finished / "train_cae" / "model")
+    features = np.stack([store["feature"][place] for place in (0, 41)]).astype(np.float32)
+    np.testing.assert_allclose(latents.vectors[[0, 41]], model.encode(features), rtol=1e-3, atol=1e-4)
+    assert list(latents.ids) == store.ids
+    # ... and those the features of the images
+    image = np.asarray(Image.open(manifest.cells[3].image).convert("RGB"))
+    from dorl_jax.data.images import resize_image
+
+    feature = load_lora_sam(finished / "finetune_sam" / "model")(resize_image(image, 112)[None])["feature"][0]
+    np.testing.assert_allclose(store["feature"][3].astype(np.float32), feature, rtol=1e-2, atol=1e-2)
+    summary = json.loads((finished / "evaluation" / "summary.json").read_text())
+    pairs = {(row["source"], row["target"]) for row in summary["rows"]}
+    assert len(pairs) == 4
+    assert len(summary["rows"]) == 4 * 2 * 5
+    held_out = json.loads((finished / "finetune_sam" / "held_out.json").read_text())
+    assert set(held_out["mean_iou"]) == set(manifest.laboratories)
+    assert "<img" in (finished / "report.html").read_text()
+
+
+def test_what_is_done_is_skipped(run):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.npz")}
+    assert main(["run", "--run", str(run), "--quiet"]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.npz")}
+    assert "train-cae: done already" in (run / "log.txt").read_text()
+
+
+def test_other_settings_are_refused(run, capsys):
+    arguments = ["run", "--run", str(run), "--set", "train_cae.steps=4", "--quiet"]
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "other settings of train-cae: steps (3, now 4)" in message
+    assert "--redo train-cae" in message
+
+
+def test_a_stage_is_done_again_with_other_settings(run):
+    before = read_latents(run / "embed" / "latents.parquet").vectors
+    kept = (run / "finetune_sam" / "held_out.json").stat().st_mtime_ns
+    assert main(["train-cae", "--run", str(run), "--redo", "train-cae", "--seed", "1", "--quiet"]) == 0
+    assert config.tomllib.loads((run / "settings.toml").read_text())["train_cae"]["seed"] == 1
+    assert main(["embed", "--run", str(run), "--quiet"]) == 0
+    assert np.abs(read_latents(run / "embed" / "latents.parquet").vectors - before).max() > 0.1
+    assert (run / "finetune_sam" / "held_out.json").stat().st_mtime_ns == kept
+
+
+def test_a_stage_needs_the_ones_before(tmp_path, capsys):
+    (tmp_path / "settings.toml").write_text(SETTINGS)
+    arguments = ["--config", str(tmp_path / "settings.toml"), "--run", str(tmp_path / "run"), "--quiet"]
+    assert main(["embed", *arguments]) == 2
+    assert "embed needs what prepare writes: dorl-jax prepare" in capsys.readouterr().err
+    assert main(["run", "--run", str(tmp_path / "nothing")]) == 2
+    assert "no settings file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["run", *(stage.name for stage in STAGES)])
+def test_help_explains(stage, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([stage, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--config" in text
+    if stage == "train-cae":
+        assert "--mask-ratio" in text
+        assert "share of the tokens hidden from the encoder" in " ".join(text.split())
+
+
+def test_bad_input_is_one_line_and_status_2(tmp_path, capsys):
+    (tmp_path / "a.toml").write_text("[train_cae]\nstepps = 1\n")
+    assert main(["run", "--config", str(tmp_path / "a.toml"), "--run", str(tmp_path / "run")]) == 2
+    assert "unknown key 'train_cae.stepps' (did you mean 'steps'?)" in capsys.readouterr().err
+    assert main(["run"]) == 2
+    assert "give --config FILE" in capsys.readouterr().err
+    (tmp_path / "a.toml").write_text('[data]\nsource = "folder"\n')
+    assert main(["run", "--config", str(tmp_path / "a.toml"), "--run", str(tmp_path / "run"), "--quiet"]) == 2
+    assert "needs data.root" in capsys.readouterr().err

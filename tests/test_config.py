@@ -1,0 +1,77 @@
+"""Settings: overrides, round trips, and errors that name the key."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from dorl_jax import config
+from dorl_jax.errors import InputError, name_some
+
+
+@dataclass(frozen=True)
+class Part:
+    steps: int = config.setting(3, "steps")
+    rate: float = config.setting(0.1, "rate")
+    names: tuple[str, ...] = config.setting((), "names")
+    note: str | None = config.setting(None, "note")
+
+
+@dataclass(frozen=True)
+class Whole:
+    part: Part = field(default_factory=Part)
+    other: Part = field(default_factory=Part)
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text('[part]\nsteps = 7\nnames = ["x"]\n')
+    overrides = {"part.rate": "1e-4", "other.steps": "9", "other.names": '["y", "z"]', "other.note": "plain words"}
+    settings = config.load(Whole, path, overrides)
+    assert settings == Whole(Part(7, 1e-4, ("x",)), Part(9, 0.1, ("y", "z"), "plain words"))
+
+
+def test_round_trip(tmp_path):
+    settings = Whole(Part(1, 2.5e-7, ("a", "b"), "c"), Part(note='quotes " and \\'))
+    config.save(settings, tmp_path / "deep" / "a.toml")
+    assert config.load(Whole, tmp_path / "deep" / "a.toml") == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[part]\nstep = 1\n", r"unknown key 'part.step' \(did you mean 'steps'\?\)"),
+        ("[prat]\n", r"unknown key 'prat' \(did you mean 'part'\?\)"),
+        ('[part]\nsteps = "many"\n', r"Expected `int`.*part.steps"),
+        ("part = 3\n", r"Expected `object`.*part"),
+        ("[part\n", "not valid TOML"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    path = tmp_path / "a.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        config.load(Whole, path)
+    assert "a.toml" in str(error.value)
+
+
+def test_bad_overrides(tmp_path):
+    with pytest.raises(InputError, match="no settings file at"):
+        config.load(Whole, tmp_path / "none.toml")
+    with pytest.raises(InputError, match=r"no section 'prat' \(did you mean 'part'\?\)"):
+        config.build(Whole, {}, {"prat.steps": "1"})
+    with pytest.raises(InputError, match="unknown key 'part.stepz'"):
+        config.build(Whole, {}, {"part.stepz": "1"})
+
+
+def test_paths(monkeypatch):
+    monkeypatch.setenv("CELLS", "/data/cells")
+    assert config.expand_path("${CELLS}/a", "data.root") == Path("/data/cells/a")
+    monkeypatch.delenv("CELLS")
+    with pytest.raises(InputError, match="data.root = .* needs the environment variable CELLS"):
+        config.expand_path("${CELLS}/a", "data.root")
+
+
+def test_long_lists_are_cut():
+    assert name_some(range(7), 3) == "0, 1, 2 and 4 more"
+    assert name_some(["a", "b"]) == "a, b"

@@ -4,6 +4,8 @@ All of them look across the whole batch. Under `jit` with a sharded batch XLA ma
 does not depend on the number of devices.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +101,7 @@ def mean_discrepancy(
 
 
 def cae_loss(
-    out: dict[str, Array],
+    out: Mapping[str, AnyArray],
     features: Float[AnyArray, "b h w c"],
     images: Float[AnyArray, "b s s 3"],
     domains: Int[AnyArray, " b"],

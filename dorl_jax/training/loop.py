@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 LossFunction = Callable[[Any, Mapping[str, Array], Array], dict[str, Array]]
 
 
+@runtime_checkable
 class BatchIterator(Protocol):
     """An endless iterator of batches whose position can be saved (Grain's)."""
 

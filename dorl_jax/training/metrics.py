@@ -46,4 +46,4 @@ class MetricsFile:
 def _step(row: Mapping[str, str | None]) -> float:
     """The row's step; infinity for a row torn by a kill."""
     step = row.get("step") or ""
-    return int(step) if step.isdigit() and all(value is not None for value in row.values()) else float("inf")
+    return float(step) if step.isdigit() and all(value is not None for value in row.values()) else float("inf")

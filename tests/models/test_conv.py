@@ -16,17 +16,18 @@ from dorl_jax.models.conv import (
 
 
 def draw(shape, seed=0):
-    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+    return jnp.asarray(np.random.RandomState(seed).standard_normal(shape), jnp.float32)
 
 
 def scatter(x, kernel, stride, padding):
     """`y[s*i + u - p] += x[i] kernel[u]`, in float64."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
     batch, height, width, _ = x.shape
     k, channels = kernel.shape[0], kernel.shape[-1]
     full = np.zeros((batch, (height - 1) * stride + k, (width - 1) * stride + k, channels))
     for i in range(height):
         for j in range(width):
-            patch = np.einsum("bi,uvio->buvo", x[:, i, j].astype(np.float64), kernel)
+            patch = np.einsum("bi,uvio->buvo", x[:, i, j], kernel)
             full[:, i * stride : i * stride + k, j * stride : j * stride + k] += patch
     return full[:, padding : full.shape[1] - padding, padding : full.shape[2] - padding]
 

@@ -29,11 +29,11 @@ def spoil(root):
     laboratory = sorted(path for path in root.iterdir())[0]
     table = rows(laboratory / "labels.csv")
     (laboratory / table[0]["file"]).write_bytes(b"no image")
-    size = Image.open(laboratory / table[1]["file"]).size
-    Image.new("L", size).save(laboratory / table[1]["mask"])
-    Image.new("L", (size[0] + 1, size[1]), 255).save(laboratory / table[2]["mask"])
+    with Image.open(laboratory / table[1]["file"]) as image:
+        Image.new("L", image.size).save(laboratory / table[1]["mask"])
+    Image.new("L", (17, 17), 255).save(laboratory / table[2]["mask"])
     names = [f"{laboratory.name}/{row['file']}" for row in table[:3]]
-    return dict(zip(names, ("cannot|not an image|no image", "is empty", "pixels, its image"), strict=True))
+    return dict(zip(names, ("is no BMP, PNG, JPEG or TIFF image", "is empty", "pixels, its image"), strict=True))
 
 
 def test_unusable_files_are_left_out_and_listed(root, tmp_path, caplog):

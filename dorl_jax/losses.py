@@ -106,20 +106,24 @@ def cae_loss(
     images: Float[AnyArray, "b s s 3"],
     domains: Int[AnyArray, " b"],
     num_domains: int,
+    pixel_weight: float = 0.0,
 ) -> dict[str, Float[Array, ""]]:
-    """The autoencoder's loss: `(1 - SSIM) + 2 * (discrepancy + 0.5 * MSE(features))`.
+    """The autoencoder's loss: `(1 - SSIM) + 2 * (discrepancy + 0.5 * MSE(features)) + pixel_weight * L1(image)`.
 
     Args:
       out: what `Cae.__call__` gives.
       features: its input.
       images: targets of the image head, 0..1.
       domains, num_domains: as in `mean_discrepancy`.
+      pixel_weight: weight of the mean absolute difference of the image, which SSIM, nearly blind to colour, lacks;
+        0 in the original.
 
     Returns:
-      "loss", "ssim" (the similarity itself), "mse" (of the features), "discrepancy".
+      "loss", "ssim" (the similarity itself), "mse" (of the features), "discrepancy", "l1" (of the image).
     """
     similarity = ssim(out["image"], images)
     mse = jnp.mean((out["feature"] - features.astype(jnp.float32)) ** 2)
     discrepancy = mean_discrepancy(out["projection"], domains, num_domains)
-    loss = (1 - similarity) + 2 * (discrepancy + 0.5 * mse)
-    return {"loss": loss, "ssim": similarity, "mse": mse, "discrepancy": discrepancy}
+    l1 = jnp.mean(jnp.abs(out["image"] - images))
+    loss = (1 - similarity) + 2 * (discrepancy + 0.5 * mse) + pixel_weight * l1
+    return {"loss": loss, "ssim": similarity, "mse": mse, "discrepancy": discrepancy, "l1": l1}

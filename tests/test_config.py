@@ -31,6 +31,13 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
     assert settings == Whole(Part(7, 1e-4, ("x",)), Part(9, 0.1, ("y", "z"), "plain words"))
 
 
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").iterdir()), ids=lambda path: path.stem)
+def test_settings_files_of_the_repository(path):
+    from dorl_jax.stages.run import RunSettings
+
+    assert config.load(RunSettings, path) != RunSettings()
+
+
 def test_round_trip(tmp_path):
     settings = Whole(Part(1, 2.5e-7, ("a", "b"), "c"), Part(note='quotes " and \\'))
     config.save(settings, tmp_path / "deep" / "a.toml")

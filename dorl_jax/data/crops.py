@@ -69,6 +69,32 @@ def cell_crop(
     return _resize(np.pad(cell, ((border, border), (border, border), (0, 0)), constant_values=grey), size, parity)
 
 
+def cell_view(
+    image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], margin: float
+) -> UInt8[np.ndarray, "s s 3"]:
+    """The square window around the cell, so that cells of all magnifications fill the same share of it.
+
+    Args:
+      image: RGB.
+      mask: the cell; the window is centred on its bounding box. Empty: the whole image is returned.
+      margin: side of the window over the longer side of the box, at least 1.
+
+    Returns:
+      The window at the image's own scale; beyond the image its edge is repeated.
+    """
+    if is_empty(mask):
+        return image
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    side = max(1, round(margin * float(max(bottom - top, right - left))))
+    y, x = int(top + bottom - side) // 2, int(left + right - side) // 2
+    height, width = mask.shape
+    above, before = max(0, -y), max(0, -x)
+    below, behind = max(0, y + side - height), max(0, x + side - width)
+    inside = image[max(0, y) : y + side, max(0, x) : x + side]
+    return cv2.copyMakeBorder(inside, above, below, before, behind, cv2.BORDER_REPLICATE)
+
+
 def _resize(image: UInt8[np.ndarray, "h w 3"], size: int, parity: bool) -> UInt8[np.ndarray, "size size 3"]:
     if parity:
         return ndimage.zoom(image, (size / image.shape[0], size / image.shape[1], 1), order=3)

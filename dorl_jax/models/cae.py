@@ -29,6 +29,8 @@ class CaeConfig:
       mask_ratio: share of the tokens hidden from the encoder in training.
       projection: size of the projector's output.
       head_channels: channels between the layers of the image head.
+      feature_mean, feature_std: statistics of each channel of the features, which are standardised with them; empty (as
+        in the original) to take features as they are.
     """
 
     width: int = 768
@@ -39,6 +41,8 @@ class CaeConfig:
     mask_ratio: float = 0.75
     projection: int = 50
     head_channels: tuple[int, int, int, int] = (512, 256, 128, 64)
+    feature_mean: tuple[float, ...] = ()
+    feature_std: tuple[float, ...] = ()
 
     @classmethod
     def vit_b(cls) -> "CaeConfig":
@@ -217,7 +221,7 @@ class Cae(nnx.Module):
           kept: row-major indices of the tokens that the encoder sees, distinct in each row; None for all.
 
         Returns:
-          fp32 "feature" (B, grid, grid, width), "image" (B, S, S, 3) with values about 0..1, "projection"
+          fp32 "feature" (B, grid, grid, width), in the units of `standardise`, "image" (B, S, S, 3) with values about 0..1, "projection"
           (B, config.projection).
         """
         decoded = self.decoder(self.encoder(self._tokens(features), kept), kept)
@@ -229,13 +233,19 @@ class Cae(nnx.Module):
         }
         return {name: value.astype(jnp.float32) for name, value in out.items()}
 
+    def standardise(self, features: Float[AnyArray, "b h w c"]) -> Float[AnyArray, "b h w c"]:
+        """Features in the units in which they are reconstructed (see `CaeConfig.feature_mean`)."""
+        if not self.config.feature_mean:
+            return features
+        return (features - jnp.array(self.config.feature_mean)) / jnp.array(self.config.feature_std)
+
     def _tokens(self, features: Float[AnyArray, "b h w c"]) -> Float[AnyArray, "b t c"]:
         config = self.config
         if features.shape[1:] != (config.grid, config.grid, config.width):
             raise ValueError(
                 f"expected features of shape (B, {config.grid}, {config.grid}, {config.width}), got {features.shape}"
             )
-        return features.reshape(features.shape[0], config.tokens, config.width)
+        return self.standardise(features).reshape(features.shape[0], config.tokens, config.width)
 
 
 def random_kept(key: Array, batch: int, config: CaeConfig) -> Int[Array, "b k"]:

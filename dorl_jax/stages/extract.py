@@ -10,11 +10,11 @@ import numpy as np
 
 from dorl_jax import __version__
 from dorl_jax.config import setting
-from dorl_jax.data.crops import cell_crop, is_empty
+from dorl_jax.data.crops import cell_crop, cell_view, is_empty
 from dorl_jax.data.images import resize_image, resize_mask
 from dorl_jax.data.manifest import Cell, Manifest
-from dorl_jax.models import CaeConfig
-from dorl_jax.stages.segment import mask_at, run_batches
+from dorl_jax.models import CaeConfig, LoraSam
+from dorl_jax.stages.segment import features_and_logits, mask_at, run_batches
 from dorl_jax.store import Store, StoreWriter
 from dorl_jax.training.checkpoints import load_lora_sam
 
@@ -27,6 +27,9 @@ class ExtractSettings:
 
     batch_size: int = setting(16, "images a step")
     dtype: Literal["float32", "bfloat16"] = setting("bfloat16", "type in which features are kept")
+    zoom: float = setting(
+        1.25, "features of the window around the cell, this many times its size; 0 for the whole image, as the original"
+    )
     parity: bool = setting(False, "crop as the released code does: without the last row and column of the box")
     shard_size: int = setting(256, "cells a shard of the store")
     workers: int = setting(2, "threads that decode ahead")
@@ -50,7 +53,13 @@ def extract(
       progress: show a bar.
     """
     model = load_lora_sam(model_folder)
-    signature = {"weights": weights, "version": __version__, "dtype": settings.dtype, "parity": settings.parity}
+    signature = {
+        "weights": weights,
+        "version": __version__,
+        "dtype": settings.dtype,
+        "parity": settings.parity,
+        "zoom": settings.zoom,
+    }
     ids = [cell.id for cell in manifest.cells]
     writer = StoreWriter(out / "store", ids, signature, settings.shard_size)
     dtype = np.dtype(ml_dtypes.bfloat16) if settings.dtype == "bfloat16" else np.dtype(np.float32)
@@ -62,9 +71,13 @@ def extract(
         for batch, features, margins in run_batches(
             model, cells, settings.batch_size, name=name, workers=settings.workers, progress=progress
         ):
+            originals = batch["originals"]
+            masks = [mask_at(margin, *image.shape[:2]) for image, margin in zip(originals, margins, strict=True)]
+            if settings.zoom:
+                views = [cell_view(image, mask, settings.zoom) for image, mask in zip(originals, masks, strict=True)]
+                features = _features(model, views, settings.batch_size)
             arrays["feature"].extend(features.astype(dtype))
-            for image, margin in zip(batch["originals"], margins, strict=True):
-                mask = mask_at(margin, *image.shape[:2])
+            for image, mask in zip(originals, masks, strict=True):
                 arrays["crop"].append(cell_crop(image, mask, crop_size, parity=settings.parity))
                 arrays["empty"].append(is_empty(mask))
         writer.write(number, {field: np.stack(rows) for field, rows in arrays.items()})
@@ -74,6 +87,13 @@ def extract(
         logger.warning("no mask found in %d of %d cells; their whole image is used", len(empty), len(ids))
     _save_samples(manifest, model, out, settings)
     return store
+
+
+def _features(model: LoraSam, views: list[np.ndarray], batch_size: int) -> np.ndarray:
+    """Feature tokens of at most `batch_size` images."""
+    resized = [resize_image(view, model.config.encoder.image_size) for view in views]
+    padded = np.stack(resized + resized[-1:] * (batch_size - len(views)))  # one compiled shape
+    return np.asarray(features_and_logits(model, padded)[0])[: len(views)]
 
 
 def _save_samples(manifest: Manifest, model: Any, out: Path, settings: ExtractSettings, each: int = 8) -> None:

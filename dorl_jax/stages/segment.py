@@ -14,10 +14,11 @@ from dorl_jax.data.crops import largest_component
 from dorl_jax.data.loader import image_batches
 from dorl_jax.data.manifest import Cell
 from dorl_jax.models import LoraSam
+from dorl_jax.models.layers import AnyArray
 
 
 @nnx.jit
-def features_and_logits(model: LoraSam, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+def features_and_logits(model: LoraSam, images: AnyArray) -> tuple[jax.Array, jax.Array]:
     """Feature tokens (B, h, w, C), and how much more a pixel is cell than background (B, 4h, 4w)."""
     out = model(images)
     return out["feature"], out["low_res_logits"][..., 1] - out["low_res_logits"][..., 0]

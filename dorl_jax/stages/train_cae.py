@@ -29,6 +29,8 @@ class CaeSettings:
 
     variant: Literal["tiny", "vit_b", "vit_l", "vit_h"] = setting("tiny", "shape; that of the SAM")
     mask_ratio: float = setting(0.75, "share of the tokens hidden from the encoder")
+    standardise: bool = setting(True, "standardise the channels of the features (the original takes them as they are)")
+    pixel_weight: float = setting(1.0, "weight of the absolute difference of images beside SSIM (0 in the original)")
     steps: int = setting(300, "optimiser steps")
     batch_size: int = setting(32, "cells a step")
     learning_rate: float = setting(1e-4, "peak learning rate")
@@ -61,6 +63,8 @@ def train_cae(
         raise InputError(
             f"train_cae.variant = {settings.variant!r} reads features of {config.width}, the store has {width}"
         )
+    if settings.standardise:
+        config = _with_statistics(config, store)
     number = {laboratory: index for index, laboratory in enumerate(manifest.laboratories)}
     domains = np.array([number[cell.laboratory] for cell in manifest.cells], np.int32)
     model = Cae(config, rngs=nnx.Rngs(settings.seed))
@@ -69,7 +73,8 @@ def train_cae(
         features = batch["feature"].astype(jnp.float32)
         out = model(features, random_kept(key, features.shape[0], config))
         images = batch["crop"].astype(jnp.float32) / 255
-        return cae_loss(out, features, images, batch["domain"], len(number))
+        target = model.standardise(features)
+        return cae_loss(out, target, images, batch["domain"], len(number), settings.pixel_weight)
 
     schedule = warmup_cosine(settings.learning_rate, settings.warmup_steps, settings.steps)
     train(
@@ -93,6 +98,15 @@ def train_cae(
     save_model(out / "model", model)
     _save_samples(manifest, store, model, out)
     return model
+
+
+def _with_statistics(config: CaeConfig, store: Store, most: int = 500) -> CaeConfig:
+    """The configuration with mean and sd of each channel over at most `most` evenly spaced cells."""
+    places = range(0, len(store), max(1, len(store) // most))
+    features = np.stack([store["feature"][place] for place in places]).astype(np.float32)
+    mean, std = features.mean(axis=(0, 1, 2)), features.std(axis=(0, 1, 2))
+    std = np.maximum(std, 1e-3 * std.max())  # a channel that never changes
+    return replace(config, feature_mean=tuple(mean.tolist()), feature_std=tuple(std.tolist()))
 
 
 def _save_samples(manifest: Manifest, store: Store, model: Cae, out: Path) -> None:

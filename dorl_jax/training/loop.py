@@ -85,8 +85,10 @@ def train(
       progress: show one.
 
     Raises:
-      InputError: the loss is not finite.
+      InputError: the loss is not finite, or there are several processes.
     """
+    if jax.process_count() > 1:
+        raise InputError("training runs in one process, over all its devices; several processes are not supported")
     mesh = data_mesh()
     graph, *states = nnx.split(model, trainable, ...)
     trained, rest = replicate(states, mesh)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dorl_jax.data.crops import cell_crop, is_empty, largest_component
+from dorl_jax.data.crops import cell_crop, cell_view, is_empty, largest_component
 
 
 def largest_by_scipy(mask: np.ndarray) -> np.ndarray:
@@ -90,3 +90,14 @@ def test_full_mask() -> None:
     image = np.random.default_rng(0).integers(0, 256, (108, 108, 3), dtype=np.uint8)
     crop = cell_crop(image, np.ones((108, 108), bool))
     np.testing.assert_array_equal(crop[10:-10, 10:-10], image)
+
+
+def test_the_view_is_a_square_around_the_cell():
+    image = np.random.RandomState(0).randint(0, 256, (30, 40, 3)).astype(np.uint8)
+    mask = np.zeros((30, 40), bool)
+    mask[2:12, 20:26] = True  # 10 high, 6 wide, centre (7, 23)
+    view = cell_view(image, mask, 2.0)
+    rows, columns = np.clip(np.arange(-3, 17), 0, 29), np.clip(np.arange(13, 33), 0, 39)
+    np.testing.assert_array_equal(view, image[rows[:, None], columns])
+    mask[:] = False
+    np.testing.assert_array_equal(cell_view(image, mask, 2.0), image)

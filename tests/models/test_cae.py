@@ -78,3 +78,13 @@ def test_bf16_stays_near(features):
     a, b = np.asarray(exact.encode(features)), np.asarray(rough.encode(features), np.float32)
     assert rough.encode(features).dtype == jnp.bfloat16
     assert 1e-5 < np.abs(a - b).max() / np.abs(a).max() < 0.05
+
+
+def test_standardised_features(model, features):
+    mean, std = np.arange(16.0), np.arange(1.0, 17.0)
+    config = replace(CONFIG, feature_mean=tuple(mean.tolist()), feature_std=tuple(std.tolist()))
+    standardising = Cae(config, rngs=nnx.Rngs(0))
+    raw = features * std + mean
+    np.testing.assert_allclose(standardising.encode(raw), model.encode(features), atol=1e-5)
+    np.testing.assert_allclose(standardising.standardise(raw), features, atol=1e-5)
+    np.testing.assert_allclose(standardising(raw)["feature"], model(features)["feature"], atol=1e-5)

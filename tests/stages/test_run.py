@@ -9,9 +9,12 @@ from PIL import Image
 
 from dorl_jax import config
 from dorl_jax.cli import main
+from dorl_jax.data.crops import cell_view
+from dorl_jax.data.images import resize_image
 from dorl_jax.data.manifest import load_cells
 from dorl_jax.evaluation.latents import read_latents
 from dorl_jax.stages.run import STAGES
+from dorl_jax.stages.segment import mask_at
 from dorl_jax.store import Store
 from dorl_jax.training.checkpoints import load_cae, load_lora_sam
 
@@ -60,9 +63,10 @@ def test_every_stage_leaves_its_output(finished):
     assert list(latents.ids) == store.ids
     # ... and those the features of the images
     image = np.asarray(Image.open(manifest.cells[3].image).convert("RGB"))
-    from dorl_jax.data.images import resize_image
-
-    feature = load_lora_sam(finished / "finetune_sam" / "model")(resize_image(image, 112)[None])["feature"][0]
+    segmenter = load_lora_sam(finished / "finetune_sam" / "model")
+    logits = np.asarray(segmenter(resize_image(image, 112)[None])["low_res_logits"][0])
+    view = cell_view(image, mask_at(logits[..., 1] - logits[..., 0], *image.shape[:2]), 1.25)
+    feature = segmenter(resize_image(view, 112)[None])["feature"][0]
     np.testing.assert_allclose(store["feature"][3].astype(np.float32), feature, rtol=1e-2, atol=1e-2)
     summary = json.loads((finished / "evaluation" / "summary.json").read_text())
     pairs = {(row["source"], row["target"]) for row in summary["rows"]}

@@ -71,7 +71,7 @@ def cell_crop(
 
 def cell_view(
     image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], margin: float
-) -> UInt8[np.ndarray, "s s 3"]:
+) -> UInt8[np.ndarray, "h2 w2 3"]:
     """The square window around the cell, so that cells of all magnifications fill the same share of it.
 
     Args:

@@ -221,8 +221,8 @@ class Cae(nnx.Module):
           kept: row-major indices of the tokens that the encoder sees, distinct in each row; None for all.
 
         Returns:
-          fp32 "feature" (B, grid, grid, width), in the units of `standardise`, "image" (B, S, S, 3) with values about 0..1, "projection"
-          (B, config.projection).
+          fp32 "feature" (B, grid, grid, width), in the units of `standardise`; "image" (B, S, S, 3) with values about
+          0..1; "projection" (B, config.projection).
         """
         decoded = self.decoder(self.encoder(self._tokens(features), kept), kept)
         grid = decoded.reshape(features.shape)

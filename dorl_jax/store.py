@@ -127,7 +127,7 @@ class Rows:
 
     def __getitem__(self, index: int) -> np.ndarray:
         shard, row = divmod(int(index), self._shard_size)
-        return self._parts[shard][row]
+        return np.asarray(self._parts[shard][row])
 
 
 def _shard_folder(folder: Path, number: int) -> Path:

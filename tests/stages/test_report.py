@@ -225,7 +225,7 @@ def test_page_states_the_figures(make_run):
     assert "seed = 1234" in text
     assert f"no image {MALICIOUS}" in text
     # Cells 0, 2, .. 30 are of the first laboratory; of them 0, 6, .. 30 are basophils; 0, 2, 4 have a mask.
-    assert "north & co 5 6 5 16 3" in text
+    assert "north & co 6 5 5 16 3" in text
     assert "All 120 vectors of 4 numbers" in text
 
 

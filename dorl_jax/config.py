@@ -64,7 +64,8 @@ def build(
 
 def as_tree(settings: Any) -> dict[str, Any]:
     """The settings as plain values; keys without a value (None) are left out, as TOML has no null."""
-    return _without_none(msgspec.to_builtins(settings))
+    # by way of JSON, so that a tuple is the list it will be when read again
+    return _without_none(msgspec.json.decode(msgspec.json.encode(settings)))
 
 
 def save(settings: Any, path: str | os.PathLike[str]) -> None:

@@ -1,7 +1,7 @@
 """Latent vectors of cells with their labels, kept as Parquet."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +139,17 @@ def _check(latents: Latents, path: Path) -> None:
     if bad.any():
         some = name_some(repr(str(i)) for i in latents.ids[bad])
         raise InputError(f"{path}: {bad.sum()} vectors hold NaN or infinity: {some}; embed these cells again")
+
+
+def standardise_by_laboratory(latents: Latents) -> Latents:
+    """Every vector in units of its own laboratory: mean 0 and sd 1 of each component over the laboratory's cells.
+
+    No label is used, but all unlabelled cells of a laboratory are: an adaptation to the target. A component that does
+    not vary within a laboratory becomes 0 there.
+    """
+    vectors = latents.vectors.astype(np.float64)
+    for laboratory in np.unique(latents.laboratories):
+        own = latents.laboratories == laboratory
+        spread = vectors[own].std(axis=0)
+        vectors[own] = (vectors[own] - vectors[own].mean(axis=0)) / np.where(spread > 0, spread, 1)
+    return replace(latents, vectors=vectors.astype(np.float32))

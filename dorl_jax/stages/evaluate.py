@@ -7,12 +7,13 @@ import json
 import logging
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from dorl_jax.config import setting
 from dorl_jax.evaluation.classifiers import CLASSIFIERS
-from dorl_jax.evaluation.latents import Latents, read_latents
+from dorl_jax.evaluation.latents import Latents, read_latents, standardise_by_laboratory
 from dorl_jax.evaluation.protocol import Evaluation, Fit, evaluate_latents, package_versions
 from dorl_jax.evaluation.results import Mean
 
@@ -26,6 +27,11 @@ class EvaluateSettings:
     classifiers: tuple[str, ...] = setting(CLASSIFIERS, f"classifiers to fit, out of {', '.join(CLASSIFIERS)}")
     folds: int = setting(5, "stratified folds of each source laboratory")
     seed: int = setting(1234, "seed of the fold splits and of the classifiers")
+    standardise: Literal["none", "laboratory"] = setting(
+        "none",
+        "'laboratory' first scales the vectors of each laboratory by their own mean and sd, which takes unlabelled cells "
+        "of the target; 'none' is the method's protocol",
+    )
 
 
 def evaluate(latents_path: Path, out: Path, settings: EvaluateSettings, progress: bool = True) -> Evaluation:
@@ -45,6 +51,8 @@ def evaluate(latents_path: Path, out: Path, settings: EvaluateSettings, progress
       InputError: latents that cannot be read or judged, or settings out of range.
     """
     latents = read_latents(latents_path)
+    if settings.standardise == "laboratory":
+        latents = standardise_by_laboratory(latents)
     out.mkdir(parents=True, exist_ok=True)
     fingerprint = _fingerprint(latents, settings)
     journal = out / "fits.jsonl"
@@ -60,11 +68,15 @@ def evaluate(latents_path: Path, out: Path, settings: EvaluateSettings, progress
         evaluation = evaluate_latents(
             latents, settings.classifiers, settings.folds, settings.seed, progress, finished, keep
         )
+    evaluation.settings["standardise"] = settings.standardise
     for note in evaluation.notes:
         logger.info("%s", note)
     _write(out / "confusion.json", json.dumps(evaluation.to_confusions()) + "\n")
     _write(out / "means.csv", _csv(evaluation.means))
-    _write(out / "table.md", evaluation.markdown_table())
+    table = evaluation.markdown_table()
+    if settings.standardise == "laboratory":
+        table = "Vectors of each laboratory scaled by their own mean and sd.\n\n" + table
+    _write(out / "table.md", table)
     # Last, as it marks the stage as done.
     _write(out / "summary.json", json.dumps(evaluation.to_summary(), indent=1, ensure_ascii=False) + "\n")
     return evaluation

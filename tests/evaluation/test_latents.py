@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dorl_jax.errors import InputError
-from dorl_jax.evaluation.latents import Latents, read_latents, write_latents
+from dorl_jax.evaluation.latents import Latents, read_latents, standardise_by_laboratory, write_latents
 
 
 @pytest.fixture
@@ -113,3 +113,19 @@ def test_nothing_bad_is_written(latents, tmp_path):
     with pytest.raises(InputError, match=r"1 vectors hold NaN or infinity: 'a/2.png'"):
         write_latents(dataclasses.replace(latents, vectors=vectors), tmp_path / "latents.parquet")
     assert not list(tmp_path.iterdir())
+
+
+def test_standardised_by_laboratory():
+    rng = np.random.RandomState(0)
+    vectors = rng.standard_normal((9, 3)).astype(np.float32)
+    vectors[:4, 2] = 5.0  # does not vary within a
+    names = np.array(["a"] * 4 + ["b"] * 5)
+    latents = Latents(np.arange(9).astype(str), names, np.array(["x"] * 9), vectors)
+    # a shift and a scale of one laboratory leave nothing behind
+    moved = vectors.copy()
+    moved[:4, :2] = 3 * moved[:4, :2] + 7
+    other = Latents(latents.ids, names, latents.labels, moved)
+    ours, theirs = standardise_by_laboratory(latents).vectors, standardise_by_laboratory(other).vectors
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(ours[4:], (vectors[4:] - vectors[4:].mean(0)) / vectors[4:].std(0), atol=1e-5)
+    assert not ours[:4, 2].any()

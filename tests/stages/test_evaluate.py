@@ -2,13 +2,14 @@ import csv
 import json
 import logging
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation import protocol
-from dorl_jax.evaluation.latents import Latents, write_latents
+from dorl_jax.evaluation.latents import Latents, read_latents, standardise_by_laboratory, write_latents
 from dorl_jax.evaluation.results import read_evaluation
 from dorl_jax.stages.evaluate import EvaluateSettings, evaluate
 
@@ -160,3 +161,14 @@ def test_no_warning_escapes(latents, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluate(latents, tmp_path, EvaluateSettings(), progress=False)
+
+
+def test_scaling_by_laboratory_is_said_and_done(latents, tmp_path):
+    plain = evaluate(latents, tmp_path / "a", SETTINGS, progress=False)
+    scaled = evaluate(latents, tmp_path / "b", replace(SETTINGS, standardise="laboratory"), progress=False)
+    again = tmp_path / "scaled.parquet"
+    write_latents(standardise_by_laboratory(read_latents(latents)), again)
+    assert scaled.rows == evaluate(again, tmp_path / "c", SETTINGS, progress=False).rows
+    assert scaled.rows != plain.rows
+    assert json.loads((tmp_path / "b" / "summary.json").read_text())["settings"]["standardise"] == "laboratory"
+    assert (tmp_path / "b" / "table.md").read_text().startswith("Vectors of each laboratory scaled")

@@ -29,8 +29,8 @@ class EvaluateSettings:
     seed: int = setting(1234, "seed of the fold splits and of the classifiers")
     standardise: Literal["none", "laboratory"] = setting(
         "none",
-        "'laboratory' first scales the vectors of each laboratory by their own mean and sd, which takes unlabelled cells "
-        "of the target; 'none' is the method's protocol",
+        "'laboratory' first scales the vectors of each laboratory by their own mean and sd, which needs "
+        "unlabelled cells of the target; 'none' is the method's protocol",
     )
 
 

@@ -6,6 +6,7 @@ import logging
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def _main(options: argparse.Namespace) -> None:
         forget(folder, options.redo)
     run = open_run(folder, settings, progress=not options.quiet)
     _log_to(run.folder / "log.txt", quiet=options.quiet)
-    with logging_redirect_tqdm([logger]):
+    # the redirection keeps log lines apart from bars, but forgets the level; without bars it is not needed
+    with nullcontext() if options.quiet else logging_redirect_tqdm([logger]):
         run_stages(run, None if options.stage == "run" else [options.stage])
     table = run.folder / "evaluation" / "table.md"
     if options.stage in ("run", "evaluate"):

@@ -77,9 +77,10 @@ def test_every_stage_leaves_its_output(finished):
     assert "<img" in (finished / "report.html").read_text()
 
 
-def test_what_is_done_is_skipped(run):
+def test_what_is_done_is_skipped(run, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.npz")}
     assert main(["run", "--run", str(run), "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.npz")}
     assert "train-cae: done already" in (run / "log.txt").read_text()
 

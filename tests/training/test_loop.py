@@ -48,8 +48,11 @@ class DyingAfter:
         self.left -= 1
         return next(self.batches)
 
-    def __getattr__(self, name):
-        return getattr(self.batches, name)
+    def get_state(self):
+        return self.batches.get_state()
+
+    def set_state(self, state):
+        self.batches.set_state(state)
 
 
 def run(folder, trainable=nnx.Param, die_after=None, loss=loss, steps=12):

@@ -1,6 +1,7 @@
 """Official Segment Anything checkpoints into `dorl_jax.models.Sam` and `LoraSam`."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
@@ -138,8 +139,8 @@ def convert_lora_sam(
     variant: str = "vit_b",
     image_size: int = 224,
     rank: int = 4,
-    pixel_mean: tuple[float, float, float] = DORL_PIXEL_MEAN,
-    pixel_std: tuple[float, float, float] = DORL_PIXEL_STD,
+    pixel_mean: Sequence[float] | np.ndarray = DORL_PIXEL_MEAN,
+    pixel_std: Sequence[float] | np.ndarray = DORL_PIXEL_STD,
     *,
     seed: int = 0,
     dtype: DTypeLike = jnp.float32,
@@ -161,7 +162,8 @@ def convert_lora_sam(
     Raises:
       InputError: a state dict does not match the variant or the rank.
     """
-    config = replace(SamConfig.preset(variant, image_size), pixel_mean=pixel_mean, pixel_std=pixel_std)
+    statistics = {"pixel_mean": _channels(pixel_mean), "pixel_std": _channels(pixel_std)}
+    config = replace(SamConfig.preset(variant, image_size), **statistics)
     source = resize_positions(read_state_dict(sam_state_dict), config)
     rules = [replace(rule, target=f"sam.{rule.target}") for rule in (*SAM_RULES, *LORA_RULES)]
 
@@ -172,6 +174,12 @@ def convert_lora_sam(
         return load(make, source, rules, ignore=[_FRESH_SOURCE], fresh=lambda p: bool(_FRESH_TARGET.fullmatch(p)))
     encoder = {name: array for name, array in source.items() if not re.fullmatch(_DECODERS, name)}
     return load(make, encoder | _plain_lora_names(read_state_dict(lora_state_dict)), rules)
+
+
+def _channels(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    if len(values) != 3:
+        raise InputError(f"pixel statistics are three numbers, for red, green and blue; got {len(values)}")
+    return float(values[0]), float(values[1]), float(values[2])
 
 
 def _plain_lora_names(lora: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

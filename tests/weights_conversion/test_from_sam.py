@@ -14,7 +14,8 @@ def checkpoint(golden):
 
 
 def test_all_but_the_mask_tokens_is_taken(checkpoint):
-    model = convert_lora_sam(checkpoint, rank=3, seed=4)
+    model = convert_lora_sam(checkpoint, rank=3, seed=4, pixel_mean=np.array([1, 2, 3]), pixel_std=[4, 5, 6])
+    assert (model.config.pixel_mean, model.config.pixel_std) == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
     attention = model.sam.image_encoder.blocks[7].attn
     np.testing.assert_array_equal(attention.proj.kernel[...], checkpoint["image_encoder.blocks.7.attn.proj.weight"].T)
     np.testing.assert_array_equal(
@@ -28,6 +29,8 @@ def test_all_but_the_mask_tokens_is_taken(checkpoint):
 
 
 def test_a_contradiction_is_an_error(checkpoint, golden):
+    with pytest.raises(InputError, match="three numbers"):
+        convert_lora_sam(checkpoint, pixel_mean=(1.0, 2.0))
     with pytest.raises(InputError, match="missing from the state dict: image_encoder.blocks.12.*do not fit"):
         convert_sam(checkpoint, "vit_l")
     with pytest.raises(InputError, match="no place for: image_encoder.blocks.12.norm1.weight"):

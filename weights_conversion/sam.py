@@ -162,8 +162,8 @@ def convert_lora_sam(
     Raises:
       InputError: a state dict does not match the variant or the rank.
     """
-    statistics = {"pixel_mean": _channels(pixel_mean), "pixel_std": _channels(pixel_std)}
-    config = replace(SamConfig.preset(variant, image_size), **statistics)
+    config = SamConfig.preset(variant, image_size)
+    config = replace(config, pixel_mean=_channels(pixel_mean), pixel_std=_channels(pixel_std))
     source = resize_positions(read_state_dict(sam_state_dict), config)
     rules = [replace(rule, target=f"sam.{rule.target}") for rule in (*SAM_RULES, *LORA_RULES)]
 

@@ -12,6 +12,7 @@ import msgspec
 import tomli_w
 
 from dorl_jax.errors import InputError, suggest
+from dorl_jax.files import write_text
 
 T = TypeVar("T")
 
@@ -70,11 +71,7 @@ def as_tree(settings: Any) -> dict[str, Any]:
 
 def save(settings: Any, path: str | os.PathLike[str]) -> None:
     """Write the settings as TOML, every default spelled out, atomically."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(tomli_w.dumps(as_tree(settings)))
-    partial.replace(path)
+    write_text(Path(path), tomli_w.dumps(as_tree(settings)))
 
 
 def expand_path(text: str, key: str) -> Path:

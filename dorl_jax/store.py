@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from dorl_jax.errors import InputError
+from dorl_jax.files import write_text
 
 _INDEX = "store.json"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -50,10 +51,7 @@ class StoreWriter:
                 if there[part] != json.loads(json.dumps(index[part])):
                     raise InputError(f"the store {folder} was made with another {part}: remove it or write elsewhere")
         else:
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(_INDEX + ".partial")
-            partial.write_text(json.dumps(index))
-            partial.replace(path)
+            write_text(path, json.dumps(index))
         self._shards = [range(i, min(i + shard_size, len(ids))) for i in range(0, len(ids), shard_size)]
 
     def missing(self) -> Iterator[tuple[int, range]]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from dorl_jax.data.images import ImageError, read_image, read_mask
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError, name_some, suggest
+from dorl_jax.files import replacing
 
 LABELS_FILE = "labels.csv"
 SMALLEST_SIDE = 16
@@ -188,10 +189,8 @@ def save_cells(manifest: Manifest, path: Path) -> None:
         "dropped": dict(manifest.dropped),
     }
     table = pa.table(columns, schema=_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(rest)}))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        pq.write_table(table, partial)
 
 
 def load_cells(path: Path) -> Manifest:

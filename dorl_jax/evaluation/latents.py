@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32, Shaped
 
 from dorl_jax.errors import InputError, name_some
+from dorl_jax.files import replacing
 
 _COLUMNS = ("id", "laboratory", "label", "vector")
 
@@ -53,9 +54,8 @@ def write_latents(latents: Latents, path: Path) -> None:
         }
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        pq.write_table(table, partial)
 
 
 def read_latents(path: Path) -> Latents:

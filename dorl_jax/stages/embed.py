@@ -63,6 +63,5 @@ def embed(
         labels=np.array([cell.label for cell in manifest.cells]),
         vectors=np.concatenate(vectors),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_latents(latents, path)
     return path

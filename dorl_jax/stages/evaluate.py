@@ -16,6 +16,7 @@ from dorl_jax.evaluation.classifiers import CLASSIFIERS
 from dorl_jax.evaluation.latents import Latents, read_latents, standardise_by_laboratory
 from dorl_jax.evaluation.protocol import Evaluation, Fit, evaluate_latents, package_versions
 from dorl_jax.evaluation.results import Mean
+from dorl_jax.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -71,14 +72,14 @@ def evaluate(latents_path: Path, out: Path, settings: EvaluateSettings, progress
     evaluation.settings["standardise"] = settings.standardise
     for note in evaluation.notes:
         logger.info("%s", note)
-    _write(out / "confusion.json", json.dumps(evaluation.to_confusions()) + "\n")
-    _write(out / "means.csv", _csv(evaluation.means))
+    write_text(out / "confusion.json", json.dumps(evaluation.to_confusions()) + "\n")
+    write_text(out / "means.csv", _csv(evaluation.means))
     table = evaluation.markdown_table()
     if settings.standardise == "laboratory":
         table = "Vectors of each laboratory scaled by their own mean and sd.\n\n" + table
-    _write(out / "table.md", table)
+    write_text(out / "table.md", table)
     # Last, as it marks the stage as done.
-    _write(out / "summary.json", json.dumps(evaluation.to_summary(), indent=1, ensure_ascii=False) + "\n")
+    write_text(out / "summary.json", json.dumps(evaluation.to_summary(), indent=1, ensure_ascii=False) + "\n")
     return evaluation
 
 
@@ -129,9 +130,3 @@ def _csv(means: list[Mean]) -> str:
     writer.writeheader()
     writer.writerows(asdict(mean) for mean in means)
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

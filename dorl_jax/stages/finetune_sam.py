@@ -18,6 +18,7 @@ from dorl_jax.data.images import read_image, resize_image, resize_mask
 from dorl_jax.data.loader import segmentation_batches
 from dorl_jax.data.manifest import Cell, Manifest, read_cell
 from dorl_jax.errors import InputError
+from dorl_jax.files import write_text
 from dorl_jax.losses import segmentation_loss
 from dorl_jax.models import DORL_PIXEL_MEAN, DORL_PIXEL_STD, SAM_PIXEL_MEAN, SAM_PIXEL_STD, LoraSam, SamConfig
 from dorl_jax.stages.segment import segment
@@ -187,7 +188,7 @@ def _test(model: LoraSam, cells: Sequence[Cell], out: Path, settings: FinetuneSe
         pictures.append((cells[place], *small, iou))
     laboratories = sorted({row["laboratory"] for row in rows})
     mean_iou = {lab: float(np.mean([r["iou"] for r in rows if r["laboratory"] == lab])) for lab in laboratories}
-    (out / "held_out.json").write_text(json.dumps({"mean_iou": mean_iou, "cells": rows}, indent=1) + "\n")
+    write_text(out / "held_out.json", json.dumps({"mean_iou": mean_iou, "cells": rows}, indent=1) + "\n")
     chosen = [picture for lab in laboratories for picture in _worst_and_typical(pictures, lab)]
     np.savez_compressed(
         out / "held_out_samples.npz",

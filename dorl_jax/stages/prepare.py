@@ -19,6 +19,7 @@ from dorl_jax.data.manifest import (
 from dorl_jax.data.synthetic import write_laboratories
 from dorl_jax.data.taxonomy import load_taxonomy
 from dorl_jax.errors import InputError, name_some
+from dorl_jax.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +80,7 @@ def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Mani
 
 
 def _write_failures(path: Path, failures: tuple[Failure, ...]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "image", "reason"])
         writer.writerows([failure.id, failure.image, failure.reason] for failure in failures)

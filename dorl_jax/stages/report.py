@@ -20,6 +20,7 @@ from dorl_jax.evaluation import plots
 from dorl_jax.evaluation.classifiers import TITLES
 from dorl_jax.evaluation.latents import read_latents
 from dorl_jax.evaluation.results import Evaluation, in_and_cross_domain, read_evaluation
+from dorl_jax.files import write_text
 
 _POINTS = 1500
 """Cells drawn in the latent space."""
@@ -69,9 +70,7 @@ def report(run: Path) -> Path:
         **parts,
     )
     path = run / "report.html"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, page)
     return path
 
 

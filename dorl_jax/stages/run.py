@@ -12,6 +12,7 @@ from typing import Any
 from dorl_jax import __version__, config
 from dorl_jax.data.manifest import Manifest, load_cells
 from dorl_jax.errors import InputError, name_some
+from dorl_jax.files import write_text
 from dorl_jax.stages.embed import EmbedSettings, embed
 from dorl_jax.stages.evaluate import EvaluateSettings, evaluate
 from dorl_jax.stages.extract import ExtractSettings, extract
@@ -229,9 +230,5 @@ def _is_done(run: Run, stage: Stage) -> bool:
 
 
 def _write_state(run: Run, stage: Stage, *, done: bool) -> None:
-    path = _state_file(run.folder, stage)
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {"done": done, "version": __version__, "settings": run.tree(stage)}
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(state, indent=1) + "\n")
-    partial.replace(path)
+    write_text(_state_file(run.folder, stage), json.dumps(state, indent=1) + "\n")

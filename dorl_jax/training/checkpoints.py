@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from dorl_jax.errors import InputError, name_some
+from dorl_jax.files import write_text
 from dorl_jax.models import Cae, CaeConfig, LoraSam, SamConfig
 
 M = TypeVar("M", bound=nnx.Module)
@@ -23,7 +24,7 @@ def save_model(folder: Path, model: LoraSam | Cae) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute() / "weights", _pure(nnx.state(model)), force=True)
     described = {"kind": type(model).__name__, "config": msgspec.to_builtins(model.config)}
-    (folder / "model.json").write_text(json.dumps(described, indent=2) + "\n")
+    write_text(folder / "model.json", json.dumps(described, indent=2) + "\n")
 
 
 def load_lora_sam(folder: Path) -> LoraSam:

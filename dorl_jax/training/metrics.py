@@ -4,6 +4,8 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
+from dorl_jax.files import replacing
+
 
 class MetricsFile:
     """Append rows to a CSV; rows of steps that are taken again are dropped first."""
@@ -16,7 +18,6 @@ class MetricsFile:
           first_step: number of the step the training goes on behind; later rows are of a run that was killed.
         """
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._rows: list[dict[str, str]] = []
         if path.is_file():
             with path.open(newline="") as file:
@@ -34,13 +35,11 @@ class MetricsFile:
                 csv.DictWriter(file, list(self._rows[0])).writerow(row)
 
     def _write(self) -> None:
-        partial = self._path.with_name(self._path.name + ".partial")
-        with partial.open("w", newline="") as file:
+        with replacing(self._path) as partial, partial.open("w", newline="") as file:
             if self._rows:
                 writer = csv.DictWriter(file, list(self._rows[0]))
                 writer.writeheader()
                 writer.writerows(self._rows)
-        partial.replace(self._path)
 
 
 def _step(row: Mapping[str, str | None]) -> float:

@@ -137,6 +137,8 @@ def train(
             bar.set_postfix({key: f"{value:.3f}" for key, value in row.items()}, refresh=False)
             waiting, images, since = [], 0, time.perf_counter()
         if done % settings.checkpoint_every == 0 and done < settings.steps:
+            if waiting:  # never keep what comes of a broken step
+                _check_finite(_mean(waiting), done, name)
             checkpoints.save(done, _plain(state), batches.get_state())
     if first < settings.steps:
         checkpoints.save(settings.steps, _plain(state), batches.get_state())
@@ -145,7 +147,7 @@ def train(
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """The state as nested dictionaries and tuples of arrays."""
+    """The state's arrays under numbers: Orbax keeps plain trees only."""
     return {"leaves": {f"{index:05d}": leaf for index, leaf in enumerate(jax.tree.leaves(state))}}
 
 
@@ -162,6 +164,6 @@ def _check_finite(row: Mapping[str, float], step: int, name: str) -> None:
     bad = [key for key, value in row.items() if not math.isfinite(value)]
     if bad:
         raise InputError(
-            f"{name}: {', '.join(bad)} is not finite before step {step}: lower the learning rate and run again, "
-            "from the last checkpoint, or with --redo from the start"
+            f"{name}: {', '.join(bad)} is not finite before step {step}: "
+            "lower the learning rate and do the stage again (--redo); the checkpoints before it are kept until then"
         )

@@ -14,7 +14,7 @@ def checkpoint(golden):
 
 
 def test_all_but_the_mask_tokens_is_taken(checkpoint):
-    model = convert_lora_sam(checkpoint, rank=3, seed=4, pixel_mean=np.array([1, 2, 3]), pixel_std=[4, 5, 6])
+    model = convert_lora_sam(checkpoint, rank=3, seed=4, pixel_mean=np.array([1, 2, 3]), pixel_std=[4.0, 5.0, 6.0])
     assert (model.config.pixel_mean, model.config.pixel_std) == ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
     attention = model.sam.image_encoder.blocks[7].attn
     np.testing.assert_array_equal(attention.proj.kernel[...], checkpoint["image_encoder.blocks.7.attn.proj.weight"].T)

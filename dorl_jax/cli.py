@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dorl_jax import __version__, config
 from dorl_jax.errors import InputError
-from dorl_jax.stages.run import SETTINGS_FILE, STAGES, RunSettings, Stage, forget, open_run, run_stages
+from dorl_jax.stages.run import SETTINGS_FILE, STAGES, RunSettings, Stage, open_run, run_stages
 
 logger = logging.getLogger("dorl_jax")
 
@@ -40,9 +40,7 @@ def _main(options: argparse.Namespace) -> None:
         raise InputError("give --config FILE, --run FOLDER, or both")
     folder = options.run or Path("runs") / Path(source).stem
     settings = config.load(RunSettings, source, overrides)
-    if options.redo:
-        forget(folder, options.redo)
-    run = open_run(folder, settings, progress=not options.quiet)
+    run = open_run(folder, settings, redo=options.redo, progress=not options.quiet)
     _log_to(run.folder / "log.txt", quiet=options.quiet)
     # the redirection keeps log lines apart from bars, but forgets the level; without bars it is not needed
     with nullcontext() if options.quiet else logging_redirect_tqdm([logger]):

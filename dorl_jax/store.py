@@ -86,6 +86,7 @@ class Store:
           InputError: no store, or one with shards missing or torn; the message names the shard.
         """
         index = _read_index(folder)
+        self._folder = folder
         self.ids: list[str] = index["ids"]
         self.signature: dict[str, Any] = index["signature"]
         shards = range(-(-len(self.ids) // index["shard_size"]))
@@ -104,6 +105,15 @@ class Store:
                 raise InputError(
                     f"the store {folder} has {len(self._fields[name])} rows of {name!r}, not {len(self.ids)}"
                 )
+
+    def require_ids(self, ids: Sequence[str]) -> None:
+        """Refuse a store of other cells, or of the same in another order.
+
+        Raises:
+          InputError: it is one.
+        """
+        if self.ids != list(ids):
+            raise InputError(f"the store {self._folder} holds other cells than this run: run `extract` again")
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -78,3 +78,11 @@ def test_damage_is_named(tmp_path):
 def test_fingerprints_tell_values_apart():
     assert fingerprint(1, {"a": 2, "b": 3}) == fingerprint(1, {"b": 3, "a": 2})
     assert fingerprint(1, {"a": 2}) != fingerprint(1, {"a": 2.5})
+
+
+def test_other_cells_are_refused(tmp_path):
+    write(tmp_path)
+    store = Store(tmp_path)
+    store.require_ids(IDS)
+    with pytest.raises(InputError, match="holds other cells than this run"):
+        store.require_ids(IDS[::-1])

@@ -117,8 +117,10 @@ class Evaluation:
         """Accuracy % and macro-F1 % of every classifier from every source to every target."""
         names = short_names(list(self.laboratories))
         legend = ", ".join(f"{name} = {laboratory}" for laboratory, name in names.items())
+        scaled = self.settings.get("standardise") == "laboratory"
         return (
-            f"Trained on → tested on; {legend}. Mean of {self.settings['folds']} folds.\n\n"
+            ("Vectors of each laboratory scaled by their own mean and sd.\n\n" if scaled else "")
+            + f"Trained on → tested on; {legend}. Mean of {self.settings['folds']} folds.\n\n"
             f"Accuracy %\n\n{self._table('accuracy', 'majority_floor', names)}\n"
             f"Macro-F1 %\n\n{self._table('macro_f1', 'majority_floor_macro_f1', names)}"
         )

@@ -8,9 +8,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from dorl_jax.errors import InputError, suggest
 from dorl_jax.models.conv import ConvTranspose
 from dorl_jax.models.layers import AnyArray, Mlp, attend, layer_norm, linear, merge_heads, split_heads
+from dorl_jax.models.variants import require_variant
 
 EPSILON = 1e-5
 # (kernel, stride, padding) of the image head; together they take a grid of 14 to 128 pixels.
@@ -71,9 +71,7 @@ class CaeConfig:
         Raises:
           InputError: no such preset.
         """
-        known = ("tiny", "vit_b", "vit_l", "vit_h")
-        if variant not in known:
-            raise InputError(f"unknown variant {variant!r}{suggest(variant, known)}; known: {', '.join(known)}")
+        require_variant(variant)
         return getattr(cls, variant)()
 
     @property

@@ -8,11 +8,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Real
 
-from dorl_jax.errors import InputError, suggest
 from dorl_jax.models.image_encoder import ImageEncoder, ImageEncoderConfig
 from dorl_jax.models.layers import AnyArray
 from dorl_jax.models.mask_decoder import MaskDecoder
 from dorl_jax.models.prompt_encoder import PromptEncoder
+from dorl_jax.models.variants import require_variant
 
 SAM_PIXEL_MEAN = (123.675, 116.28, 103.53)
 SAM_PIXEL_STD = (58.395, 57.12, 57.375)
@@ -63,17 +63,13 @@ class SamConfig:
         Raises:
           InputError: no such preset.
         """
-        if variant not in VARIANTS:
-            raise InputError(f"unknown variant {variant!r}{suggest(variant, VARIANTS)}; known: {', '.join(VARIANTS)}")
+        require_variant(variant)
         make = getattr(cls, variant)
         return make() if image_size is None else make(image_size)
 
     def with_lora(self, rank: int) -> "SamConfig":
         """The same with LoRA of this rank on q and v of every block; 0 for none."""
         return replace(self, encoder=replace(self.encoder, lora_rank=rank))
-
-
-VARIANTS = ("tiny", "vit_b", "vit_l", "vit_h")
 
 
 class Sam(nnx.Module):

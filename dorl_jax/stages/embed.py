@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 
 from dorl_jax.config import setting
 from dorl_jax.data.manifest import Manifest
-from dorl_jax.errors import InputError
 from dorl_jax.evaluation.latents import Latents, write_latents
 from dorl_jax.models import Cae
 from dorl_jax.models.layers import AnyArray
@@ -46,8 +45,7 @@ def embed(
       InputError: the store is of other cells.
     """
     store, model = Store(store_folder), load_cae(model_folder)
-    if store.ids != [cell.id for cell in manifest.cells]:
-        raise InputError(f"the store {store_folder} holds other cells than this run: run `extract` again")
+    store.require_ids([cell.id for cell in manifest.cells])
     vectors = []
     size = settings.batch_size
     with tqdm(total=len(store), desc="embedding", unit="cell", disable=not progress) as bar:

@@ -74,10 +74,7 @@ def evaluate(latents_path: Path, out: Path, settings: EvaluateSettings, progress
         logger.info("%s", note)
     write_text(out / "confusion.json", json.dumps(evaluation.to_confusions()) + "\n")
     write_text(out / "means.csv", _csv(evaluation.means))
-    table = evaluation.markdown_table()
-    if settings.standardise == "laboratory":
-        table = "Vectors of each laboratory scaled by their own mean and sd.\n\n" + table
-    write_text(out / "table.md", table)
+    write_text(out / "table.md", evaluation.markdown_table())
     # Last, as it marks the stage as done.
     write_text(out / "summary.json", json.dumps(evaluation.to_summary(), indent=1, ensure_ascii=False) + "\n")
     return evaluation

@@ -14,7 +14,7 @@ from dorl_jax.data.crops import cell_crop, cell_view, is_empty
 from dorl_jax.data.images import resize_image, resize_mask
 from dorl_jax.data.manifest import Cell, Manifest
 from dorl_jax.models import CaeConfig, LoraSam
-from dorl_jax.stages.segment import features_and_logits, mask_at, run_batches
+from dorl_jax.stages.segment import features_and_logits, mask_at, run_batches, segment
 from dorl_jax.store import Store, StoreWriter
 from dorl_jax.training.checkpoints import load_lora_sam
 
@@ -82,9 +82,9 @@ def extract(
                 arrays["empty"].append(is_empty(mask))
         writer.write(number, {field: np.stack(rows) for field, rows in arrays.items()})
     store = Store(out / "store")
-    empty = [id_ for id_, row in zip(ids, range(len(ids)), strict=True) if store["empty"][row]]
+    empty = sum(bool(store["empty"][place]) for place in range(len(store)))
     if empty:
-        logger.warning("no mask found in %d of %d cells; their whole image is used", len(empty), len(ids))
+        logger.warning("no mask found in %d of %d cells; their whole image is used", empty, len(ids))
     _save_samples(manifest, model, out, settings)
     return store
 
@@ -96,7 +96,7 @@ def _features(model: LoraSam, views: list[np.ndarray], batch_size: int) -> np.nd
     return np.asarray(features_and_logits(model, padded)[0])[: len(views)]
 
 
-def _save_samples(manifest: Manifest, model: Any, out: Path, settings: ExtractSettings, each: int = 8) -> None:
+def _save_samples(manifest: Manifest, model: LoraSam, out: Path, settings: ExtractSettings, each: int = 8) -> None:
     """Masks of some cells of every laboratory, for looking at."""
     cells: list[Cell] = []
     for laboratory in manifest.laboratories:
@@ -104,10 +104,9 @@ def _save_samples(manifest: Manifest, model: Any, out: Path, settings: ExtractSe
         cells += own[:: max(1, len(own) // each)][:each]
     size = model.config.encoder.image_size
     images, masks = [], []
-    for batch, _, margins in run_batches(model, cells, settings.batch_size, name="samples", progress=False):
-        for image, margin in zip(batch["originals"], margins, strict=True):
-            images.append(resize_image(image, size))
-            masks.append(resize_mask(mask_at(margin, *image.shape[:2]), size))
+    for _, image, mask in segment(model, cells, settings.batch_size, name="samples", progress=False):
+        images.append(resize_image(image, size))
+        masks.append(resize_mask(mask, size))
     np.savez_compressed(
         out / "samples.npz",
         image=np.stack(images),

@@ -77,14 +77,12 @@ def finetune_sam(manifest: Manifest, out: Path, settings: FinetuneSettings, *, p
         logits = model(batch["image"])["low_res_logits"]
         return segmentation_loss(logits, _shrink(batch["mask"], logits_size), settings.dice_weight)
 
+    schedule = warmup_cosine(settings.learning_rate, settings.warmup_steps, settings.steps)
     train(
         model,
         model.trainable(settings.encoder),
         loss,
-        adamw(
-            schedule := warmup_cosine(settings.learning_rate, settings.warmup_steps, settings.steps),
-            settings.weight_decay,
-        ),
+        adamw(schedule, settings.weight_decay),
         schedule,
         segmentation_batches(
             training,

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,21 +139,26 @@ def stage_named(name: str) -> Stage:
     return next(stage for stage in STAGES if stage.name == name)
 
 
-def open_run(folder: Path, settings: RunSettings | None, *, progress: bool = True) -> Run:
-    """A run in `folder`; without settings it goes on with those of the folder.
+def open_run(folder: Path, settings: RunSettings, *, redo: str | None = None, progress: bool = True) -> Run:
+    """A run in `folder`, new or to go on with.
+
+    Args:
+      folder: of the run.
+      settings: those of the run; what is there already must have been made with them.
+      redo: name of a stage; what it and all behind it wrote is removed, once the stages before it are seen to fit.
+      progress: show bars.
 
     Raises:
-      InputError: neither settings nor a folder that has some.
+      InputError: other settings than those of the folder, or no stage named `redo`; nothing is removed then.
     """
-    path = folder / SETTINGS_FILE
-    if settings is None:
-        if not path.is_file():
-            raise InputError(f"no run at {folder}: give a settings file with --config, or the folder of a run")
-        settings = config.load(RunSettings, path)
-    folder.mkdir(parents=True, exist_ok=True)
+    names = [stage.name for stage in STAGES]
+    if redo is not None and redo not in names:
+        raise InputError(f"no stage {redo!r}; there are: {', '.join(names)}")
+    kept = len(STAGES) if redo is None else names.index(redo)
     run = Run(folder, settings, progress=progress)
-    _refuse_other_settings(run)
-    config.save(settings, path)
+    _refuse_other_settings(run, STAGES[:kept])
+    _forget(folder, STAGES[kept:])
+    config.save(settings, folder / SETTINGS_FILE)
     return run
 
 
@@ -181,22 +186,16 @@ def run_stages(run: Run, names: list[str] | None = None) -> None:
         logger.info("%s: %.0f s", stage.name, time.perf_counter() - start)
 
 
-def forget(run_folder: Path, name: str) -> None:
-    """Remove what a stage and all behind it wrote, so that they are done again.
-
-    Raises:
-      InputError: no such stage.
-    """
-    names = [stage.name for stage in STAGES]
-    if name not in names:
-        raise InputError(f"no stage {name!r}; there are: {', '.join(names)}")
-    for stage in STAGES[names.index(name) :]:
-        shutil.rmtree(run_folder / stage.folder, ignore_errors=True)
-        _state_file(run_folder, stage).unlink(missing_ok=True)
+def _forget(folder: Path, stages: Sequence[Stage]) -> None:
+    # the marks first: a kill between may leave files of a stage that is not done, never a done stage without files
+    for stage in stages:
+        _state_file(folder, stage).unlink(missing_ok=True)
+    for stage in stages:
+        shutil.rmtree(folder / stage.folder, ignore_errors=True)
 
 
-def _refuse_other_settings(run: Run) -> None:
-    for stage in STAGES:
+def _refuse_other_settings(run: Run, stages: Sequence[Stage]) -> None:
+    for stage in stages:
         state = _read_state(run.folder, stage)
         if state is None:
             continue

@@ -55,8 +55,7 @@ def train_cae(
       InputError: the store is of other cells, or its features do not fit the variant.
     """
     store = Store(store_folder)
-    if store.ids != [cell.id for cell in manifest.cells]:
-        raise InputError(f"the store {store_folder} holds other cells than this run: run `extract` again")
+    store.require_ids([cell.id for cell in manifest.cells])
     grid, _, width = store["feature"][0].shape
     config = replace(CaeConfig.preset(settings.variant), grid=grid, mask_ratio=settings.mask_ratio)
     if width != config.width:

@@ -103,6 +103,16 @@ def test_a_stage_is_done_again_with_other_settings(run):
     assert (run / "finetune_sam" / "held_out.json").stat().st_mtime_ns == kept
 
 
+def test_a_refused_redo_removes_nothing(run, capsys):
+    before = sorted(run.rglob("*"))
+    arguments = ["--run", str(run), "--redo", "embed", "--set", "train_cae.steps=4", "--quiet"]
+    assert main(["run", *arguments]) == 2
+    assert "other settings of train-cae" in capsys.readouterr().err
+    assert sorted(run.rglob("*")) == before
+    assert main(["run", "--run", str(run), "--redo", "embedd", "--quiet"]) == 2
+    assert "no stage 'embedd'" in capsys.readouterr().err
+
+
 def test_a_stage_needs_the_ones_before(tmp_path, capsys):
     (tmp_path / "settings.toml").write_text(SETTINGS)
     arguments = ["--config", str(tmp_path / "settings.toml"), "--run", str(tmp_path / "run"), "--quiet"]

@@ -41,7 +41,7 @@ def by_source_name(state: nnx.State) -> dict[str, np.ndarray]:
     named = {}
     for path, leaf in nnx.to_flat_state(state):
         name = ".".join(map(str, path)).removeprefix("sam.")
-        lora = re.fullmatch(r"image_encoder\.blocks\.(\d+)\.attn\.lora_([qv])\.([ab])", name)
+        lora = re.fullmatch(r"image_encoder\.blocks\.(\d+)\.attn\.qkv\.lora\.([qv])\.([ab])", name)
         if lora:
             name = f"w_{lora[3]}_{2 * int(lora[1]) + 'qv'.index(lora[2]):03d}"
         else:

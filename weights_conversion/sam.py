@@ -11,7 +11,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from dorl_jax.errors import InputError
-from dorl_jax.models import DORL_PIXEL_MEAN, DORL_PIXEL_STD, LoraSam, Sam, SamConfig
+from dorl_jax.models import DORL_PIXEL_MEAN, DORL_PIXEL_STD, LoraConfig, LoraSam, Sam, SamConfig
+from dorl_jax.models.sam import ImageSize
 from weights_conversion.key_map import (
     Rule,
     conv,
@@ -105,18 +106,20 @@ SAM_RULES = (*_image_encoder_rules(), *_prompt_encoder_rules(), *_mask_decoder_r
 
 # In DoRL's LoRA file entry 2i is block i's q and 2i + 1 its v; the names are rewritten to these before mapping.
 LORA_RULES = tuple(
-    Rule(rf"lora\.(\d+)\.{part}\.{matrix}", f"image_encoder.blocks.{{0}}.attn.lora_{part}.{matrix}", linear)
+    Rule(rf"lora\.(\d+)\.{part}\.{matrix}", f"image_encoder.blocks.{{0}}.attn.qkv.lora.{part}.{matrix}", linear)
     for part in "qv"
     for matrix in "ab"
 )
 
 # What starts fresh when a SAM checkpoint becomes a LoRA-SAM: its mask tokens are other masks than ours.
 _FRESH_SOURCE = r"mask_decoder\.(mask_tokens|output_hypernetworks_mlps|iou_prediction_head)\..*"
-_FRESH_TARGET = re.compile(r".*(mask_decoder\.(mask_tokens|hypernetworks|iou_prediction_head)|\.lora_[qv])\b.*")
+_FRESH_TARGET = re.compile(r".*(mask_decoder\.(mask_tokens|hypernetworks|iou_prediction_head)|\.lora)\b.*")
 _DECODERS = r"(prompt_encoder|mask_decoder)\..*"
 
 
-def convert_sam(state_dict: StateDict, variant: str, image_size: int = 1024, *, dtype: DTypeLike = jnp.float32) -> Sam:
+def convert_sam(
+    state_dict: StateDict, variant: str, image_size: ImageSize = 1024, *, dtype: DTypeLike = jnp.float32
+) -> Sam:
     """An official SAM checkpoint as a `Sam`.
 
     Args:
@@ -137,7 +140,7 @@ def convert_lora_sam(
     sam_state_dict: StateDict,
     lora_state_dict: StateDict | None = None,
     variant: str = "vit_b",
-    image_size: int = 224,
+    image_size: ImageSize = 224,
     rank: int = 4,
     pixel_mean: Sequence[float] | np.ndarray = DORL_PIXEL_MEAN,
     pixel_std: Sequence[float] | np.ndarray = DORL_PIXEL_STD,
@@ -168,7 +171,7 @@ def convert_lora_sam(
     rules = [replace(rule, target=f"sam.{rule.target}") for rule in (*SAM_RULES, *LORA_RULES)]
 
     def make() -> LoraSam:
-        return LoraSam(config, rank=rank, rngs=nnx.Rngs(seed), dtype=dtype)
+        return LoraSam(config, LoraConfig(rank) if rank else None, rngs=nnx.Rngs(seed), dtype=dtype)
 
     if lora_state_dict is None:
         return load(make, source, rules, ignore=[_FRESH_SOURCE], fresh=lambda p: bool(_FRESH_TARGET.fullmatch(p)))
@@ -207,12 +210,12 @@ def resize_positions(source: dict[str, np.ndarray], config: SamConfig) -> dict[s
     resized = dict(source)
     name = "image_encoder.pos_embed"
     if name in source and source[name].ndim == 4:
-        resized[name] = _resize(source[name], (1, grid, grid, source[name].shape[-1]))
+        resized[name] = _resize(source[name], (1, *grid, source[name].shape[-1]))
     for block in config.encoder.global_blocks:
-        for axis in "hw":
+        for axis, side in zip("hw", grid, strict=True):
             name = f"image_encoder.blocks.{block}.attn.rel_pos_{axis}"
             if name in source and source[name].ndim == 2:
-                resized[name] = _resize(source[name], (2 * grid - 1, source[name].shape[-1]))
+                resized[name] = _resize(source[name], (2 * side - 1, source[name].shape[-1]))
     return resized
 
 

@@ -4,6 +4,7 @@ Kirillov et al., "Segment Anything" (arXiv 2304.02643); Li et al., ViTDet (arXiv
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float
 
 from dorl_jax.models.conv import Conv3x3
 from dorl_jax.models.layers import Mlp, attend, layer_norm, linear, merge_heads, split_heads
-from dorl_jax.models.lora import Lora
+from dorl_jax.models.lora import LoraConfig, adapted_linear
 
 EPSILON = 1e-6
 
@@ -22,7 +23,7 @@ class ImageEncoderConfig:
     """Shape of the encoder.
 
     Attributes:
-      image_size: side of the square input in pixels, a multiple of `patch_size`.
+      image_size: side of the square input in pixels, or its (height, width); multiples of `patch_size`.
       patch_size: side of a token in pixels.
       width: channels of a token.
       depth: number of blocks.
@@ -30,10 +31,11 @@ class ImageEncoderConfig:
       global_blocks: indices of the blocks that attend over the whole grid; the others attend within windows.
       window: side of a window in tokens.
       out_channels: channels behind the neck.
-      lora_rank: rank of the updates of q and v in every block; 0 for none.
+      mlp_hidden: hidden width of the blocks' MLPs; None for `4 * width`.
+      lora: updates of the linear maps; None for none.
     """
 
-    image_size: int
+    image_size: int | tuple[int, int]
     patch_size: int
     width: int
     depth: int
@@ -41,43 +43,69 @@ class ImageEncoderConfig:
     global_blocks: tuple[int, ...]
     window: int = 14
     out_channels: int = 256
-    lora_rank: int = 0
+    mlp_hidden: int | None = None
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch_size:
+        if any(side < self.patch_size or side % self.patch_size for side in self.image_shape):
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        outside = [index for index in (self.lora and self.lora.blocks) or () if not 0 <= index < self.depth]
+        if outside:
+            raise ValueError(f"LoRA on blocks {outside}, but the encoder has {self.depth}, counted from 0")
 
     @property
-    def grid(self) -> int:
-        """Side of the token grid."""
-        return self.image_size // self.patch_size
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the token grid."""
+        height, width = self.image_shape
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def side(self) -> int:
+        """Side of a square input in pixels.
+
+        Raises:
+          ValueError: the input is not square.
+        """
+        height, width = self.image_shape
+        if height != width:
+            raise ValueError(f"expected a model with a square input, not {height} x {width}")
+        return height
 
 
 class Attention(nnx.Module):
-    """Self-attention over a grid of tokens with decomposed relative positions and optional LoRA on q and v."""
+    """Self-attention over a grid of tokens with decomposed relative positions and optional LoRA."""
 
     def __init__(
-        self, config: ImageEncoderConfig, side: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+        self,
+        config: ImageEncoderConfig,
+        grid: tuple[int, int],
+        lora: LoraConfig | None = None,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
-        width, rank = config.width, config.lora_rank
+        width, targets = config.width, lora.targets if lora else ()
         self.heads = config.heads
         self.dtype = dtype
-        self.qkv = linear(width, 3 * width, rngs=rngs, dtype=dtype)
-        self.proj = linear(width, width, rngs=rngs, dtype=dtype)
+        thirds = {part: (third * width, (third + 1) * width) for third, part in enumerate("qkv") if part in targets}
+        on_proj = lora if "proj" in targets else None
+        self.qkv = adapted_linear(width, 3 * width, config=lora, parts=thirds, rngs=rngs, dtype=dtype)
+        self.proj = adapted_linear(width, width, config=on_proj, rngs=rngs, dtype=dtype)
         size = width // config.heads
-        self.rel_pos_h = nnx.Param(jnp.zeros((2 * side - 1, size)))
-        self.rel_pos_w = nnx.Param(jnp.zeros((2 * side - 1, size)))
-        self.lora_q = Lora(width, width, rank, rngs=rngs, dtype=dtype) if rank else None
-        self.lora_v = Lora(width, width, rank, rngs=rngs, dtype=dtype) if rank else None
+        self.rel_pos_h = nnx.Param(jnp.zeros((2 * grid[0] - 1, size)))
+        self.rel_pos_w = nnx.Param(jnp.zeros((2 * grid[1] - 1, size)))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         batch, height, width, channels = x.shape
         tokens = x.reshape(batch, height * width, channels)
         q, k, v = jnp.split(self.qkv(tokens), 3, axis=-1)
-        if self.lora_q is not None and self.lora_v is not None:
-            q, v = q + self.lora_q(tokens), v + self.lora_v(tokens)
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
         # The position bias q.Rh + q.Rw is itself a product of two vectors: written as extra columns of q and k it
         # joins the one matrix product of the scores, and any fused attention kernel can take it.
@@ -110,13 +138,22 @@ class Block(nnx.Module):
     """Pre-norm transformer block; `window` 0 attends over the whole grid."""
 
     def __init__(
-        self, config: ImageEncoderConfig, window: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+        self,
+        config: ImageEncoderConfig,
+        window: int,
+        lora: LoraConfig | None = None,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         self.window = window
         self.norm1 = layer_norm(config.width, EPSILON, rngs=rngs, dtype=dtype)
-        self.attn = Attention(config, window or config.grid, rngs=rngs, dtype=dtype)
+        grid = (window, window) if window else config.grid
+        self.attn = Attention(config, grid, lora, rngs=rngs, dtype=dtype)
         self.norm2 = layer_norm(config.width, EPSILON, rngs=rngs, dtype=dtype)
-        self.mlp = Mlp(config.width, 4 * config.width, rngs=rngs, dtype=dtype)
+        on_mlp = partial(adapted_linear, config=lora if lora and "mlp" in lora.targets else None)
+        hidden = config.mlp_hidden or 4 * config.width
+        self.mlp = Mlp(config.width, hidden, make_linear=on_mlp, rngs=rngs, dtype=dtype)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         normed = self.norm1(x)
@@ -169,14 +206,15 @@ class ImageEncoder(nnx.Module):
         self.config = config
         self.dtype = dtype
         self.patch_embed = linear(3 * config.patch_size**2, config.width, rngs=rngs, dtype=dtype)
-        self.pos_embed = nnx.Param(jnp.zeros((config.grid, config.grid, config.width)))
+        self.pos_embed = nnx.Param(jnp.zeros((*config.grid, config.width)))
+        windows = [0 if index in config.global_blocks else config.window for index in range(config.depth)]
         self.blocks = nnx.List(
-            Block(config, 0 if index in config.global_blocks else config.window, rngs=rngs, dtype=dtype)
-            for index in range(config.depth)
+            Block(config, window, config.lora and config.lora.of_block(index), rngs=rngs, dtype=dtype)
+            for index, window in enumerate(windows)
         )
         self.neck = Neck(config, rngs=rngs, dtype=dtype)
 
-    def __call__(self, images: Float[Array, "b s s 3"]) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w o"]]:
+    def __call__(self, images: Float[Array, "b p q 3"]) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w o"]]:
         """Tokens of width `config.width` before the neck, and the embedding behind it.
 
         Args:
@@ -185,11 +223,11 @@ class ImageEncoder(nnx.Module):
         Raises:
           ValueError: images of another size.
         """
-        size, patch, grid = self.config.image_size, self.config.patch_size, self.config.grid
-        if images.shape[1:] != (size, size, 3):
-            raise ValueError(f"expected images of shape (B, {size}, {size}, 3), got {images.shape}")
-        patches = images.reshape(-1, grid, patch, grid, patch, 3).transpose(0, 1, 3, 2, 4, 5)
-        x = self.patch_embed(patches.reshape(-1, grid, grid, 3 * patch**2)) + self.pos_embed[...].astype(self.dtype)
+        shape, patch, (rows, columns) = self.config.image_shape, self.config.patch_size, self.config.grid
+        if images.shape[1:] != (*shape, 3):
+            raise ValueError(f"expected images of shape (B, {shape[0]}, {shape[1]}, 3), got {images.shape}")
+        patches = images.reshape(-1, rows, patch, columns, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+        x = self.patch_embed(patches.reshape(-1, rows, columns, 3 * patch**2)) + self.pos_embed[...].astype(self.dtype)
         for block in self.blocks:
             x = block(x)
         return x, self.neck(x)

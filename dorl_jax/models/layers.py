@@ -62,11 +62,12 @@ class Mlp(nnx.Module):
         hidden: int,
         *,
         activation: Callable[[Array], Array] = exact_gelu,
+        make_linear: Callable[..., nnx.Linear] = linear,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ) -> None:
-        self.lin1 = linear(width, hidden, rngs=rngs, dtype=dtype)
-        self.lin2 = linear(hidden, width, rngs=rngs, dtype=dtype)
+        self.lin1 = make_linear(width, hidden, rngs=rngs, dtype=dtype)
+        self.lin2 = make_linear(hidden, width, rngs=rngs, dtype=dtype)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:

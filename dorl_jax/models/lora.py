@@ -1,33 +1,166 @@
-"""Low-rank adaptation of a linear map (Hu et al., arXiv 2106.09685), as SAMed and DoRL place it in SAM."""
+"""Low-rank adaptation of linear maps (Hu et al., arXiv 2106.09685), as SAMed and DoRL place it in SAM."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dorl_jax.models.layers import torch_uniform
+from dorl_jax.errors import suggest
+from dorl_jax.models.layers import linear, torch_uniform
+
+TARGETS = ("q", "k", "v", "proj", "mlp")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Which linear maps of an image encoder get an update, and of what rank. The defaults are DoRL's.
+
+    Attributes:
+      rank: of the updates, at least 1.
+      alpha: the update is scaled by `alpha / rank`; None for no scaling, as SAMed and DoRL have it.
+      targets: of "q", "k", "v" (thirds of the fused map), "proj" (behind the attention) and "mlp" (both its layers).
+      blocks: indices of the blocks; None for all.
+    """
+
+    rank: int = 4
+    alpha: float | None = None
+    targets: tuple[str, ...] = ("q", "v")
+    blocks: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"LoRA of rank {self.rank}: expected at least 1; leave LoRA out with lora=None")
+        for target in self.targets:
+            if target not in TARGETS:
+                known = ", ".join(TARGETS)
+                raise ValueError(f"unknown LoRA target {target!r}{suggest(target, TARGETS)}; known: {known}")
+
+    @property
+    def scale(self) -> float:
+        """Factor of the update."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    def of_block(self, index: int) -> "LoraConfig | None":
+        """This, if it has a part in the block."""
+        return self if self.blocks is None or index in self.blocks else None
 
 
 class Lora(nnx.Module):
-    """The update `x A B` that is added to a frozen linear map.
+    """The update `x A B` of a linear map.
 
-    A is drawn from U(-1/sqrt(in), 1/sqrt(in)), B is zero, so that training starts from the frozen map. No alpha,
-    no bias. Both are `nnx.LoRAParam`: the type selects them for training.
+    A is drawn from U(-1/sqrt(in), 1/sqrt(in)), B is zero, so that training starts from the frozen map. No bias. Both
+    are `nnx.LoRAParam`: the type selects them for training.
     """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, *, rngs: nnx.Rngs) -> None:
+        self.a = nnx.LoRAParam(torch_uniform(in_features)(rngs.params(), (in_features, rank)))
+        self.b = nnx.LoRAParam(jnp.zeros((rank, out_features)))
+
+
+class Unmerged(nnx.Variable):
+    """A kernel as it was before its update was merged into it; not trained."""
+
+
+class AdaptedLinear(nnx.Linear):
+    """A linear map with LoRA on parts of its outputs: `y = x W + b + scale * x A B`."""
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
-        rank: int,
+        parts: Mapping[str, tuple[int, int]],
+        config: LoraConfig,
         *,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ) -> None:
-        self.a = nnx.LoRAParam(torch_uniform(in_features)(rngs.params(), (in_features, rank)))
-        self.b = nnx.LoRAParam(jnp.zeros((rank, out_features)))
-        self.dtype = dtype
+        """A map with PyTorch's initialisation.
 
-    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        a, b = self.a[...].astype(self.dtype), self.b[...].astype(self.dtype)
-        return (x.astype(self.dtype) @ a) @ b
+        Args:
+          in_features, out_features: channels.
+          parts: for each update its name and the outputs it covers, from and to.
+          config: rank and scale.
+          rngs: for the initial values.
+          dtype: of the arithmetic; parameters are fp32.
+        """
+        init = torch_uniform(in_features)
+        super().__init__(in_features, out_features, dtype=dtype, kernel_init=init, bias_init=init, rngs=rngs)
+        self.places = tuple(parts.values())
+        self.scale = config.scale
+        self.lora = nnx.Dict(
+            {name: Lora(in_features, stop - start, config.rank, rngs=rngs) for name, (start, stop) in parts.items()}
+        )
+        self.unmerged: nnx.Data[Unmerged | None] = None
+
+    def __call__(self, inputs: Float[Array, "*b i"], out_sharding: Any = None) -> Float[Array, "*b o"]:
+        y = super().__call__(inputs, out_sharding)
+        if self.unmerged is not None:
+            return y
+        a, b = self._factors()
+        return y + (inputs.astype(y.dtype) @ a.astype(y.dtype)) @ b.astype(y.dtype)
+
+    def _factors(self) -> tuple[Float[Array, "i r"], Float[Array, "r o"]]:
+        """All updates as one: the As side by side, each B in its own rows at the outputs it covers, scaled."""
+        rows = [
+            jnp.pad(lora.b[...], ((0, 0), (start, self.out_features - stop)))
+            for lora, (start, stop) in zip(self.lora.values(), self.places, strict=True)
+        ]
+        a = jnp.concatenate([lora.a[...] for lora in self.lora.values()], axis=1)
+        return a, self.scale * jnp.concatenate(rows)
+
+    def merge(self) -> None:
+        """Add the update to the kernel: the same map at the cost of a plain one. The kernel as it was is kept."""
+        if self.unmerged is None:
+            kernel = self.kernel[...]
+            a, b = self._factors()
+            update = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+            self.unmerged = Unmerged(kernel)
+            self.kernel.set_value(kernel + update)
+
+    def unmerge(self) -> None:
+        """Take `merge` back, to the last bit."""
+        if self.unmerged is not None:
+            self.kernel.set_value(self.unmerged[...])
+            self.unmerged = None
+
+
+def adapted_linear(
+    in_features: int,
+    out_features: int,
+    *,
+    config: LoraConfig | None,
+    parts: Mapping[str, tuple[int, int]] | None = None,
+    rngs: nnx.Rngs,
+    dtype: DTypeLike = jnp.float32,
+) -> nnx.Linear:
+    """A linear map with LoRA (see `AdaptedLinear`), by default on "all" its outputs; without a config a plain one."""
+    parts = {"all": (0, out_features)} if parts is None else parts
+    if config is None or not parts:
+        return linear(in_features, out_features, rngs=rngs, dtype=dtype)
+    return AdaptedLinear(in_features, out_features, parts, config, rngs=rngs, dtype=dtype)
+
+
+def merge_lora(model: nnx.Module) -> None:
+    """Merge every LoRA update inside the model into its map (see `AdaptedLinear.merge`), in place."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, AdaptedLinear):
+            module.merge()
+
+
+def unmerge_lora(model: nnx.Module) -> None:
+    """Take `merge_lora` back, to the last bit, in place."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, AdaptedLinear):
+            module.unmerge()
+
+
+def is_merged(model: nnx.Module) -> bool:
+    """Whether a LoRA update inside the model is merged."""
+    return any(
+        isinstance(module, AdaptedLinear) and module.unmerged is not None for _, module in nnx.iter_modules(model)
+    )

@@ -1,5 +1,6 @@
 """SAM's mask decoder: image embedding and prompt tokens into mask logits and their predicted IoU (arXiv 2304.02643)."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import jax
@@ -10,6 +11,30 @@ from jaxtyping import Array, Float
 
 from dorl_jax.models.layers import exact_gelu, layer_norm, linear, torch_uniform
 from dorl_jax.models.two_way_transformer import TwoWayTransformer
+
+
+@dataclass(frozen=True)
+class MaskDecoderConfig:
+    """Shape of the decoder; the defaults are SAM's.
+
+    Attributes:
+      multimask_outputs: masks beside the single-mask output (3 in SAM, the number of classes in DoRL).
+      depth: two-way blocks.
+      heads: attention heads.
+      hidden: hidden width of the blocks' MLPs.
+      downsample: how much narrower the attention between tokens and image is than the embedding.
+      iou_depth, iou_hidden: layers and hidden width of the IoU head; `iou_hidden` None for the embedding's width.
+      epsilon: of the blocks' norms; 1e-5 in the official code, 1e-6 in Hugging Face's.
+    """
+
+    multimask_outputs: int = 3
+    depth: int = 2
+    heads: int = 8
+    hidden: int = 2048
+    downsample: int = 2
+    iou_depth: int = 3
+    iou_hidden: int | None = None
+    epsilon: float = 1e-5
 
 
 class Perceptron(nnx.Module):
@@ -50,24 +75,33 @@ class MaskDecoder(nnx.Module):
     def __init__(
         self,
         channels: int,
-        mask_tokens: int,
+        config: MaskDecoderConfig,
         *,
-        heads: int = 8,
-        hidden: int = 2048,
-        depth: int = 2,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ) -> None:
+        masks = config.multimask_outputs + 1
         self.iou_token = nnx.Param(rngs.params.normal((1, channels)))
-        self.mask_tokens = nnx.Param(rngs.params.normal((mask_tokens, channels)))
-        self.transformer = TwoWayTransformer(channels, heads, hidden, depth, rngs=rngs, dtype=dtype)
+        self.mask_tokens = nnx.Param(rngs.params.normal((masks, channels)))
+        self.transformer = TwoWayTransformer(
+            channels,
+            config.heads,
+            config.hidden,
+            config.depth,
+            downsample=config.downsample,
+            epsilon=config.epsilon,
+            rngs=rngs,
+            dtype=dtype,
+        )
         self.upscale1 = Doubling(channels, channels // 4, rngs=rngs, dtype=dtype)
         self.upscale_norm = layer_norm(channels // 4, 1e-6, rngs=rngs, dtype=dtype)
         self.upscale2 = Doubling(channels // 4, channels // 8, rngs=rngs, dtype=dtype)
         self.hypernetworks = nnx.List(
-            Perceptron(channels, channels, channels // 8, 3, rngs=rngs, dtype=dtype) for _ in range(mask_tokens)
+            Perceptron(channels, channels, channels // 8, 3, rngs=rngs, dtype=dtype) for _ in range(masks)
         )
-        self.iou_prediction_head = Perceptron(channels, channels, mask_tokens, 3, rngs=rngs, dtype=dtype)
+        self.iou_prediction_head = Perceptron(
+            channels, config.iou_hidden or channels, masks, config.iou_depth, rngs=rngs, dtype=dtype
+        )
 
     def __call__(
         self,

@@ -30,12 +30,12 @@ class PositionEncoding(nnx.Module):
 class MaskDownscaling(nnx.Module):
     """A mask prompt at four times the token grid, down to the grid: two 2x2 stride-2 convolutions and a 1x1."""
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
-        self.conv1 = linear(4, 4, rngs=rngs, dtype=dtype)
-        self.norm1 = layer_norm(4, 1e-6, rngs=rngs, dtype=dtype)
-        self.conv2 = linear(16, 16, rngs=rngs, dtype=dtype)
-        self.norm2 = layer_norm(16, 1e-6, rngs=rngs, dtype=dtype)
-        self.conv3 = linear(16, channels, rngs=rngs, dtype=dtype)
+    def __init__(self, channels: int, hidden: int = 16, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
+        self.conv1 = linear(4, hidden // 4, rngs=rngs, dtype=dtype)
+        self.norm1 = layer_norm(hidden // 4, 1e-6, rngs=rngs, dtype=dtype)
+        self.conv2 = linear(hidden, hidden, rngs=rngs, dtype=dtype)
+        self.norm2 = layer_norm(hidden, 1e-6, rngs=rngs, dtype=dtype)
+        self.conv3 = linear(hidden, channels, rngs=rngs, dtype=dtype)
 
     def __call__(self, masks: Float[Array, "b h4 w4"]) -> Float[Array, "b h w c"]:
         x = exact_gelu(self.norm1(self.conv1(_pairs(masks[..., None]))))
@@ -54,14 +54,21 @@ class PromptEncoder(nnx.Module):
     """Prompts of a batch of images, one set of prompts an image."""
 
     def __init__(
-        self, channels: int, image_size: int, grid: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+        self,
+        channels: int,
+        image_shape: tuple[int, int],
+        grid: tuple[int, int],
+        *,
+        mask_hidden: int = 16,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
-        self.image_size, self.grid = image_size, grid
+        self.image_shape, self.grid = image_shape, grid
         self.position_encoding = PositionEncoding(channels, rngs=rngs)
         self.point_embeddings = nnx.List(nnx.Param(rngs.params.normal((1, channels))) for _ in range(4))
         self.not_a_point_embed = nnx.Param(rngs.params.normal((1, channels)))
         self.no_mask_embed = nnx.Param(rngs.params.normal((1, channels)))
-        self.mask_downscaling = MaskDownscaling(channels, rngs=rngs, dtype=dtype)
+        self.mask_downscaling = MaskDownscaling(channels, mask_hidden, rngs=rngs, dtype=dtype)
 
     def __call__(
         self,
@@ -91,23 +98,28 @@ class PromptEncoder(nnx.Module):
                 labels = jnp.concatenate([labels, jnp.full((batch, 1), -1, labels.dtype)], axis=1)
             sparse.append(self._points(coords, labels))
         if boxes is not None:
-            corners = self.position_encoding((boxes.reshape(batch, 2, 2) + 0.5) / self.image_size)
+            corners = self.position_encoding(self._in_unit_square(boxes.reshape(batch, 2, 2)))
             kinds = [self.point_embeddings[kind][...] for kind in (BOX_FIRST, BOX_SECOND)]
             sparse.append(corners + jnp.concatenate(kinds)[None])
         if masks is not None:
             dense = self.mask_downscaling(masks)
         else:
-            dense = jnp.broadcast_to(self.no_mask_embed[...], (batch, self.grid, self.grid, channels))
+            dense = jnp.broadcast_to(self.no_mask_embed[...], (batch, *self.grid, channels))
         return jnp.concatenate(sparse, axis=1) if sparse else jnp.zeros((batch, 0, channels)), dense
 
     def _points(self, coords: Float[Array, "b n 2"], labels: Int[Array, "b n"]) -> Float[Array, "b n c"]:
-        encoded = self.position_encoding((coords + 0.5) / self.image_size)
+        encoded = self.position_encoding(self._in_unit_square(coords))
         label = labels[..., None]
         encoded = jnp.where(label == -1, self.not_a_point_embed[...], encoded)
         for kind in (BACKGROUND, FOREGROUND):
             encoded = jnp.where(label == kind, encoded + self.point_embeddings[kind][...], encoded)
         return encoded
 
+    def _in_unit_square(self, coords: Float[Array, "b n 2"]) -> Float[Array, "b n 2"]:
+        """Centres of pixels (x, y) as fractions of the input."""
+        height, width = self.image_shape
+        return (coords + 0.5) / jnp.array([width, height], coords.dtype)
+
     def dense_positions(self) -> Float[Array, "h w c"]:
         """Position encoding of the token grid."""
-        return self.position_encoding.grid(self.grid, self.grid)
+        return self.position_encoding.grid(*self.grid)

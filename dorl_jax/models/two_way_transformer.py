@@ -43,18 +43,20 @@ class TwoWayBlock(nnx.Module):
         hidden: int,
         *,
         first: bool,
+        downsample: int,
+        epsilon: float,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ) -> None:
         self.first = first
         self.self_attn = CrossAttention(width, heads, rngs=rngs, dtype=dtype)
-        self.norm1 = layer_norm(width, EPSILON, rngs=rngs, dtype=dtype)
-        self.cross_attn_token_to_image = CrossAttention(width, heads, 2, rngs=rngs, dtype=dtype)
-        self.norm2 = layer_norm(width, EPSILON, rngs=rngs, dtype=dtype)
+        self.norm1 = layer_norm(width, epsilon, rngs=rngs, dtype=dtype)
+        self.cross_attn_token_to_image = CrossAttention(width, heads, downsample, rngs=rngs, dtype=dtype)
+        self.norm2 = layer_norm(width, epsilon, rngs=rngs, dtype=dtype)
         self.mlp = Mlp(width, hidden, activation=jax.nn.relu, rngs=rngs, dtype=dtype)
-        self.norm3 = layer_norm(width, EPSILON, rngs=rngs, dtype=dtype)
-        self.cross_attn_image_to_token = CrossAttention(width, heads, 2, rngs=rngs, dtype=dtype)
-        self.norm4 = layer_norm(width, EPSILON, rngs=rngs, dtype=dtype)
+        self.norm3 = layer_norm(width, epsilon, rngs=rngs, dtype=dtype)
+        self.cross_attn_image_to_token = CrossAttention(width, heads, downsample, rngs=rngs, dtype=dtype)
+        self.norm4 = layer_norm(width, epsilon, rngs=rngs, dtype=dtype)
 
     def __call__(
         self,
@@ -86,13 +88,25 @@ class TwoWayTransformer(nnx.Module):
         hidden: int,
         depth: int,
         *,
+        downsample: int = 2,
+        epsilon: float = EPSILON,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ) -> None:
         self.layers = nnx.List(
-            TwoWayBlock(width, heads, hidden, first=index == 0, rngs=rngs, dtype=dtype) for index in range(depth)
+            TwoWayBlock(
+                width,
+                heads,
+                hidden,
+                first=index == 0,
+                downsample=downsample,
+                epsilon=epsilon,
+                rngs=rngs,
+                dtype=dtype,
+            )
+            for index in range(depth)
         )
-        self.final_attn_token_to_image = CrossAttention(width, heads, 2, rngs=rngs, dtype=dtype)
+        self.final_attn_token_to_image = CrossAttention(width, heads, downsample, rngs=rngs, dtype=dtype)
         self.norm_final_attn = layer_norm(width, EPSILON, rngs=rngs, dtype=dtype)
 
     def __call__(

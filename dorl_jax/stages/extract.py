@@ -63,7 +63,7 @@ def extract(
     ids = [cell.id for cell in manifest.cells]
     writer = StoreWriter(out / "store", ids, signature, settings.shard_size)
     dtype = np.dtype(ml_dtypes.bfloat16) if settings.dtype == "bfloat16" else np.dtype(np.float32)
-    crop_size = CaeConfig(grid=model.config.encoder.grid).image_size
+    crop_size = CaeConfig(grid=model.config.encoder.grid[0]).image_size
     for number, places in writer.missing():
         cells = [manifest.cells[place] for place in places]
         arrays: dict[str, list[Any]] = {"feature": [], "crop": [], "empty": []}
@@ -91,7 +91,7 @@ def extract(
 
 def _features(model: LoraSam, views: list[np.ndarray], batch_size: int) -> np.ndarray:
     """Feature tokens of at most `batch_size` images."""
-    resized = [resize_image(view, model.config.encoder.image_size) for view in views]
+    resized = [resize_image(view, model.config.encoder.side) for view in views]
     padded = np.stack(resized + resized[-1:] * (batch_size - len(views)))  # one compiled shape
     return np.asarray(features_and_logits(model, padded)[0])[: len(views)]
 
@@ -102,7 +102,7 @@ def _save_samples(manifest: Manifest, model: LoraSam, out: Path, settings: Extra
     for laboratory in manifest.laboratories:
         own = manifest.of(laboratory)
         cells += own[:: max(1, len(own) // each)][:each]
-    size = model.config.encoder.image_size
+    size = model.config.encoder.side
     images, masks = [], []
     for _, image, mask in segment(model, cells, settings.batch_size, name="samples", progress=False):
         images.append(resize_image(image, size))

@@ -70,8 +70,8 @@ def finetune_sam(manifest: Manifest, out: Path, settings: FinetuneSettings, *, p
     """
     training, test = split_masked(manifest.cells, settings.held_out, settings.seed)
     model = _make_model(settings, training)
-    size = model.config.encoder.image_size
-    logits_size = 4 * model.config.encoder.grid
+    size = model.config.encoder.side
+    logits_size = 4 * model.config.encoder.grid[0]
 
     def loss(model: LoraSam, batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
         logits = model(batch["image"])["low_res_logits"]
@@ -149,7 +149,7 @@ def _make_model(settings: FinetuneSettings, cells: Sequence[Cell]) -> LoraSam:
     if settings.encoder == "lora":
         raise InputError("finetune_sam.encoder = 'lora' tunes a trained SAM: give finetune_sam.checkpoint, or 'full'")
     config = replace(config, pixel_mean=mean, pixel_std=std)
-    model = LoraSam(config, rank=0, rngs=nnx.Rngs(settings.seed))
+    model = LoraSam(config, None, rngs=nnx.Rngs(settings.seed))
     # Zeros are for tables that a checkpoint fills; a fresh ViT learns faster from small random positions.
     positions = model.sam.image_encoder.pos_embed
     noise = 0.02 * jax.random.normal(jax.random.key(settings.seed), positions.shape)
@@ -176,7 +176,7 @@ def _shrink(masks: Array, size: int) -> Array:
 def _test(model: LoraSam, cells: Sequence[Cell], out: Path, settings: FinetuneSettings, progress: bool) -> None:
     rows: list[dict[str, Any]] = []
     pictures: list[tuple[Cell, np.ndarray, np.ndarray, np.ndarray, float]] = []
-    size = model.config.encoder.image_size
+    size = model.config.encoder.side
     for place, image, predicted in segment(model, cells, settings.batch_size, name="testing masks", progress=progress):
         _, truth = read_cell(cells[place])
         assert truth is not None

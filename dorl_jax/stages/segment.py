@@ -38,7 +38,7 @@ def run_batches(
     model: LoraSam, cells: Sequence[Cell], batch_size: int, *, name: str, workers: int = 2, progress: bool = True
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
     """(batch, features, margins) of all cells in order, valid rows only; the next batch computes meanwhile."""
-    batches = image_batches(cells, model.config.encoder.image_size, batch_size, workers=workers)
+    batches = image_batches(cells, model.config.encoder.side, batch_size, workers=workers)
     with tqdm(total=len(cells), desc=name, unit="cell", disable=not progress) as bar:
         waiting: tuple[dict[str, Any], tuple[jax.Array, jax.Array]] | None = None
         for batch in batches:

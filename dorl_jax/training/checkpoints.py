@@ -34,7 +34,10 @@ def load_lora_sam(folder: Path) -> LoraSam:
       InputError: no such model, or its weights do not fit; the message lists both differences.
     """
     config = _read_config(folder, "LoraSam", SamConfig)
-    return _load(folder, lambda: LoraSam(config, rank=config.encoder.lora_rank, rngs=nnx.Rngs(0)))
+    return _load(
+        folder,
+        lambda: LoraSam(config, config.encoder.lora, classes=config.decoder.multimask_outputs + 1, rngs=nnx.Rngs(0)),
+    )
 
 
 def load_cae(folder: Path) -> Cae:

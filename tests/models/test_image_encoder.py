@@ -31,7 +31,7 @@ def randomised(module, seed=0):
 
 def test_relative_positions():
     config, side = CONFIG, 4
-    attention = randomised(Attention(config, side, rngs=nnx.Rngs(0)))
+    attention = randomised(Attention(config, (side, side), rngs=nnx.Rngs(0)))
     x = np.random.RandomState(1).standard_normal((2, side, side, config.width)).astype(np.float32)
     weight, bias = np.asarray(attention.qkv.kernel[...], np.float64), np.asarray(attention.qkv.bias[...])
     table_h, table_w = np.asarray(attention.rel_pos_h[...]), np.asarray(attention.rel_pos_w[...])

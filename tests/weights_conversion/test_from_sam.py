@@ -22,9 +22,9 @@ def test_all_but_the_mask_tokens_is_taken(checkpoint):
         model.sam.mask_decoder.upscale1.kernel[1, 0], checkpoint["mask_decoder.output_upscaling.0.weight"][:, :, 1, 0]
     )
     np.testing.assert_array_equal(model.sam.mask_decoder.iou_token[...], checkpoint["mask_decoder.iou_token.weight"])
-    assert attention.lora_q.a.shape == (768, 3)
-    assert not np.any(attention.lora_q.b[...])
-    assert np.abs(attention.lora_q.a[...]).max() <= 768**-0.5
+    assert attention.qkv.lora.q.a.shape == (768, 3)
+    assert not np.any(attention.qkv.lora.q.b[...])
+    assert np.abs(attention.qkv.lora.q.a[...]).max() <= 768**-0.5
     assert model.sam.mask_decoder.mask_tokens.shape == (2, 256)
 
 

@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 
 from dorl_jax.models import Sam, SamConfig
 from dorl_jax.training.checkpoints import save_model
@@ -29,7 +28,7 @@ from weights_conversion.sam_rules import SAM_RULES
 def write_checkpoints(variant: str, folder: Path) -> list[Path]:
     """A checkpoint of the variant at 1024 pixels, in both formats."""
     config = SamConfig.preset(variant)
-    shapes = shapes_in_torch(lambda: Sam(config, rngs=nnx.Rngs(0)), SAM_RULES)
+    shapes = shapes_in_torch(lambda rngs: Sam(config, rngs=rngs), SAM_RULES)
     rng = np.random.default_rng(0)
     tensors = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     paths = [folder / f"sam_{variant}{suffix}" for suffix in (".safetensors", ".pth")]

@@ -4,7 +4,6 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
@@ -73,7 +72,7 @@ def convert_cae(
     """
     source = drop_prefix(open_state_dict(state_dict), "cae.")
     config = _read_config(source, heads)
-    return load(lambda: Cae(config, rngs=nnx.Rngs(0), dtype=dtype), source, CAE_RULES, mesh=mesh, report=report)
+    return load(lambda rngs: Cae(config, rngs=rngs, dtype=dtype), source, CAE_RULES, mesh=mesh, report=report)
 
 
 def export_cae(model: Cae, *, report: list[Row] | None = None) -> dict[str, np.ndarray]:

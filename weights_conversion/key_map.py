@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dorl_jax.errors import InputError, name_some
+from dorl_jax.models.abstract import abstract_model, traced_rngs
 from dorl_jax.parallel import parameter_sharding
 from weights_conversion.layouts import AS_IS, LINEAR, Layout
 from weights_conversion.report import Row
@@ -75,12 +76,13 @@ def source_of(rules: Iterable[Rule], path: str) -> tuple[str, Layout] | None:
 
 
 def load(
-    make: Callable[[], M],
+    make: Callable[[nnx.Rngs], M],
     source: Tensors,
     rules: Sequence[Rule],
     *,
     ignore: Callable[[str], bool] = lambda name: False,
     fresh: Callable[[str], bool] = lambda path: False,
+    seed: int = 0,
     spell: Callable[[str], str] = lambda name: name,
     mesh: Mesh | None = None,
     report: list[Row] | None = None,
@@ -92,11 +94,12 @@ def load(
     taken out of `source`, so that memory holds the model and one tensor.
 
     Args:
-      make: builds the model with any values; it is traced, and only what is `fresh` is computed.
+      make: builds the model with these random numbers; it is traced, and only what is `fresh` is computed.
       source: the state dict, which is used up.
       rules: the table.
       ignore: source names that are left out on purpose.
       fresh: paths of the model that keep their initial value.
+      seed: of these values.
       spell: what messages call a source name, where it was renamed.
       mesh: devices to spread the model over (see `parallel.parameter_sharding`); None for the default device.
       report: gets a row for every tensor.
@@ -104,7 +107,7 @@ def load(
     Raises:
       InputError: a check fails; the message lists both differences.
     """
-    graph, state = nnx.split(nnx.eval_shape(make))
+    graph, state = nnx.split(abstract_model(make))
     leaves = {_join(path): leaf for path, leaf in nnx.to_flat_state(state)}
     taken = {name: tensor for name, tensor in source.items() if not ignore(name)}
     plan = _plan(taken, leaves, rules, fresh, spell)
@@ -120,7 +123,7 @@ def load(
         leaf.set_value(_place(layout.to_jax(tensor.read()), mesh))
         how = layout.name if tensor.was is None else "resized"
         rows.append(Row(spell(name), tensor.was or tensor.shape, path, leaf.get_value().shape, how))
-    for path, value in _initial(make, leaves.keys() - {path for path, _ in plan.values()}).items():
+    for path, value in _initial(make, seed, leaves.keys() - {path for path, _ in plan.values()}).items():
         leaves[path].set_value(_place(value, mesh))
         rows.append(Row("", None, path, value.shape, "fresh"))
     if report is not None:
@@ -195,13 +198,13 @@ def _place(value: np.ndarray | jax.Array, mesh: Mesh | None) -> jax.Array:
     return jax.block_until_ready(jax.device_put(value, where, may_alias=False))
 
 
-def _initial(make: Callable[[], nnx.Module], paths: Iterable[str]) -> dict[str, jax.Array]:
+def _initial(make: Callable[[nnx.Rngs], nnx.Module], seed: int, paths: Iterable[str]) -> dict[str, jax.Array]:
     """Initial values of some tensors; the compiler drops all others unmade."""
     wanted = sorted(paths)
 
     @jax.jit
     def values() -> list[jax.Array]:
-        leaves = {_join(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(make()))}
+        leaves = {_join(path): leaf for path, leaf in nnx.to_flat_state(nnx.state(make(traced_rngs(seed))))}
         return [leaves[path].get_value() for path in wanted]
 
     return dict(zip(wanted, values(), strict=True)) if wanted else {}
@@ -243,10 +246,10 @@ def unload(
     return tensors
 
 
-def shapes_in_torch(make: Callable[[], nnx.Module], rules: Sequence[Rule]) -> dict[str, tuple[int, ...]]:
+def shapes_in_torch(make: Callable[[nnx.Rngs], nnx.Module], rules: Sequence[Rule]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the state dict that a model would be loaded from; nothing is computed."""
     shapes = {}
-    for path, leaf in nnx.to_flat_state(nnx.state(nnx.eval_shape(make))):
+    for path, leaf in nnx.to_flat_state(nnx.state(abstract_model(make))):
         found = source_of(rules, _join(path))
         if found is not None:
             shapes[found[0]] = found[1].to_torch(np.broadcast_to(np.int8(0), leaf.get_value().shape)).shape

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
@@ -104,11 +103,12 @@ def convert_lora_sam(
     source = resize_positions(source, config.encoder)
     starting = lora_state_dict is None
     model = load(
-        lambda: LoraSam(config, lora, classes=classes, rngs=nnx.Rngs(seed), dtype=dtype),
+        lambda rngs: LoraSam(config, lora, classes=classes, rngs=rngs, dtype=dtype),
         source,
         _RULES,
         ignore=lambda name: starting and _FRESH_SOURCE.fullmatch(name) is not None,
         fresh=lambda path: starting and _FRESH_TARGET.fullmatch(path) is not None,
+        seed=seed,
         spell=spell,
         mesh=mesh,
         report=rows,

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
@@ -57,7 +56,7 @@ def convert_sam(
     config = read_sam_config(source, variant, image_size, **known)
     source = resize_positions(source, config.encoder)
     return load(
-        lambda: Sam(config, rngs=nnx.Rngs(0), dtype=dtype), source, SAM_RULES, spell=spell, mesh=mesh, report=report
+        lambda rngs: Sam(config, rngs=rngs, dtype=dtype), source, SAM_RULES, spell=spell, mesh=mesh, report=report
     )
 
 

@@ -47,7 +47,13 @@ def read_sam_config(
     if image_size is not None:
         encoder = _at_size(encoder, image_size, certain=found is not None)
     hidden = _length(source, "prompt_encoder.mask_downscaling.3.bias") or 16
-    return SamConfig(encoder, replace(_read_decoder(source, encoder.out_channels), **decoder), hidden)
+    shape = replace(_read_decoder(source, encoder.out_channels), **decoder)
+    inner = encoder.out_channels // shape.downsample
+    if inner % shape.heads:
+        raise InputError(
+            f"the mask decoder's attention is {inner} wide, which {shape.heads} heads do not divide: give decoder_heads"
+        )
+    return SamConfig(encoder, shape, hidden)
 
 
 def count_masks(source: Tensors) -> int:

@@ -13,6 +13,7 @@ from flax import nnx
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import write_text
 from dorl_jax.models import Cae, CaeConfig, LoraSam, Sam, SamConfig
+from dorl_jax.models.abstract import abstract_model
 from dorl_jax.models.lora import is_merged
 
 M = TypeVar("M", bound=nnx.Module)
@@ -21,18 +22,18 @@ T = TypeVar("T")
 
 class _Model(NamedTuple):
     config: type[Any]
-    make: Callable[[Any], nnx.Module]
+    make: Callable[[Any, nnx.Rngs], nnx.Module]
 
 
-def _make_lora_sam(config: SamConfig) -> LoraSam:
+def _make_lora_sam(config: SamConfig, rngs: nnx.Rngs) -> LoraSam:
     classes = config.decoder.multimask_outputs + 1
-    return LoraSam(config, config.encoder.lora, classes=classes, rngs=nnx.Rngs(0))
+    return LoraSam(config, config.encoder.lora, classes=classes, rngs=rngs)
 
 
 MODELS = {
-    "Sam": _Model(SamConfig, lambda config: Sam(config, rngs=nnx.Rngs(0))),
+    "Sam": _Model(SamConfig, lambda config, rngs: Sam(config, rngs=rngs)),
     "LoraSam": _Model(SamConfig, _make_lora_sam),
-    "Cae": _Model(CaeConfig, lambda config: Cae(config, rngs=nnx.Rngs(0))),
+    "Cae": _Model(CaeConfig, lambda config, rngs: Cae(config, rngs=rngs)),
 }
 
 
@@ -70,13 +71,13 @@ def load_model(folder: Path, kind: type[M]) -> M:
     found, config = read_description(folder)
     if found != kind.__name__:
         raise InputError(f"{folder / 'model.json'} describes a {found}, expected a {kind.__name__}")
-    return _load(folder, lambda: MODELS[found].make(config))
+    return _load(folder, lambda rngs: MODELS[found].make(config, rngs))
 
 
 def load_any_model(folder: Path) -> nnx.Module:
     """See `load_model`; of whatever kind it is."""
     found, config = read_description(folder)
-    return _load(folder, lambda: MODELS[found].make(config))
+    return _load(folder, lambda rngs: MODELS[found].make(config, rngs))
 
 
 def read_description(folder: Path) -> tuple[str, Any]:
@@ -98,11 +99,11 @@ def read_description(folder: Path) -> tuple[str, Any]:
         raise InputError(f"{path} does not describe a model: {error!r}") from error
 
 
-def _load(folder: Path, make: Any) -> Any:
+def _load(folder: Path, make: Callable[[nnx.Rngs], Any]) -> Any:
     weights = folder.absolute() / "weights"
     if not weights.is_dir():
         raise InputError(f"no weights at {weights}")
-    graph, state = nnx.split(nnx.eval_shape(make))
+    graph, state = nnx.split(abstract_model(make))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _pure(state))
     with ocp.StandardCheckpointer() as checkpointer:

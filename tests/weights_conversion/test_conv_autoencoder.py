@@ -84,8 +84,8 @@ def test_outputs_and_gradients(mode):
     twin = Twin()
     import torch
 
-    # One batch makes the running statistics fit. With those made by rule the activations crowd around zero, where a ReLU
-    # that rounding switches changes the gradients by a thousandth; for the same reason all weights below are positive.
+    # One batch makes the running statistics fit. With those made by rule the activations crowd around zero, where one
+    # ReLU that rounding switches moves the gradients by a thousandth. The weights below are positive to the same end.
     with torch.no_grad():
         twin.set_momentum(1.0)(torch.tensor(features(1)).double())
     model = convert_conv_autoencoder(twin.state_dict())

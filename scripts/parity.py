@@ -14,10 +14,18 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the rule that makes the weights lives with the tests
 
-from golden import as_nhwc, cae_state_dict, deviation, lora_state_dict, sam_state_dict, standard_normal
+from golden import (
+    as_nhwc,
+    cae_state_dict,
+    conv_autoencoder_state_dict,
+    deviation,
+    lora_state_dict,
+    sam_state_dict,
+    standard_normal,
+)
 
 from dorl_jax.losses import segmentation_loss, ssim
-from weights_conversion import convert_cae, convert_lora_sam
+from weights_conversion import convert_cae, convert_conv_autoencoder, convert_lora_sam
 
 
 def lora_sam(golden: Path) -> dict[str, float]:
@@ -48,6 +56,19 @@ def cae(golden: Path) -> dict[str, float]:
     }
 
 
+def conv_autoencoder(golden: Path) -> dict[str, float]:
+    """BC-SAM's autoencoder."""
+    recorded = np.load(golden / "bcsam_autoencoder.npz")
+    seed = int(np.load(golden / "cae_vit_b.npz")["feats_seed"])
+    features = as_nhwc(standard_normal(seed, (6, 768, 14, 14)))
+    out = convert_conv_autoencoder(conv_autoencoder_state_dict(golden))(features)
+    image = np.moveaxis(np.asarray(out["image"]), -1, 1)[0, :, ::4, ::4]
+    return {
+        "BC-SAM's autoencoder, latent vector": deviation(np.asarray(out["latent"]), recorded["latent_eval"]),
+        "BC-SAM's autoencoder, image": deviation(image, recorded["image_eval_s4"]),
+    }
+
+
 def losses(golden: Path) -> dict[str, float]:
     """The losses."""
     recorded = np.load(golden / "losses.npz")
@@ -70,7 +91,7 @@ def main() -> None:
         sys.exit("set DORL_JAX_GOLDEN to the folder of the recordings")
     golden = Path(os.environ["DORL_JAX_GOLDEN"])
     print("| output | largest deviation |\n|---|---:|")
-    for part in (lora_sam, cae, losses):
+    for part in (lora_sam, cae, conv_autoencoder, losses):
         for name, value in part(golden).items():
             print(f"| {name} | {value:.0e} |")
 

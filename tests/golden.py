@@ -96,6 +96,12 @@ def cae_state_dict(folder: Path) -> dict[str, np.ndarray]:
     return {name.removeprefix("cae."): rule_made(name, tuple(shape)) for name, shape in shapes.items()}
 
 
+def conv_autoencoder_state_dict(folder: Path) -> dict[str, np.ndarray]:
+    """BC-SAM's autoencoder."""
+    shapes = json.loads((folder / "bcsam_state_dict_keys.json").read_text())
+    return {name: rule_made(name, tuple(shape)) for name, shape in shapes.items()}
+
+
 def deviation(actual: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference over the largest magnitude of the expected array."""
     assert actual.shape == expected.shape, (actual.shape, expected.shape)

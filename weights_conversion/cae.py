@@ -12,7 +12,15 @@ from dorl_jax.models import Cae, CaeConfig
 from weights_conversion.key_map import Rule, load, module_rules, norm_rules, unload
 from weights_conversion.layouts import CONV_TRANSPOSE, UNBATCHED, UNBATCHED_SECOND
 from weights_conversion.report import Row
-from weights_conversion.sources import StateDict, Tensors, count_parts, drop_prefix, open_state_dict
+from weights_conversion.sources import (
+    StateDict,
+    Tensors,
+    common_length,
+    count_parts,
+    drop_prefix,
+    open_state_dict,
+    shape_of,
+)
 
 
 def _blocks(part: str) -> list[Rule]:
@@ -82,14 +90,10 @@ def export_cae(model: Cae, *, report: list[Row] | None = None) -> dict[str, np.n
 
 def _read_config(source: Tensors, heads: int | None) -> CaeConfig:
     def shape(name: str, axes: int) -> tuple[int, ...]:
-        if name not in source:
-            raise InputError(f"not an autoencoder's state dict: no tensor {name!r}")
-        found = source[name].shape
-        if len(found) != axes:
-            raise InputError(f"{name} has shape {found}, but {axes} axes are expected")
-        return found
+        return shape_of(source, name, axes, "DoRL's autoencoder")
 
-    tokens, width = shape("encoder.pos_embedding", 3)[0], shape("encoder.layer_norm.weight", 1)[0]
+    tokens = shape("encoder.pos_embedding", 3)[0]
+    width = common_length(source, r"encoder\..*norm\d?\.(weight|bias)")
     grid = math.isqrt(tokens)
     if grid**2 != tokens:
         raise InputError(f"encoder.pos_embedding has {tokens} tokens, which is no square grid")

@@ -168,14 +168,15 @@ def _plan(
 
 def _mismatch(tensor: Tensor, layout: Layout, expected: jax.ShapeDtypeStruct) -> str | None:
     """Why the tensor does not fit, if so."""
-    if tensor.dtype != str(expected.dtype):
-        return f"type {tensor.dtype}, expected {expected.dtype}; cast it first"
+    dtype = layout.torch_dtype or str(expected.dtype)
+    if tensor.dtype != dtype:
+        return f"type {tensor.dtype}, expected {dtype}; cast it first"
     try:
         shape = layout.shape_in_jax(tensor.shape)
         needed = layout.to_torch(np.broadcast_to(np.int8(0), expected.shape)).shape
     except ValueError:  # axes that the layout cannot take
-        return f"shape {tensor.shape} does not fit the model's {tuple(expected.shape)}"
-    return None if shape == expected.shape else f"shape {tensor.shape}, expected {needed}"
+        return f"shape {tensor.was or tensor.shape} does not fit the model's {tuple(expected.shape)}"
+    return None if shape == expected.shape else f"shape {tensor.was or tensor.shape}, expected {needed}"
 
 
 def _refuse(unknown: list[str], missing: list[str], wrong: list[str]) -> None:
@@ -191,11 +192,12 @@ def _refuse(unknown: list[str], missing: list[str], wrong: list[str]) -> None:
 
 
 def _place(value: np.ndarray | jax.Array, mesh: Mesh | None) -> jax.Array:
-    """A copy on the device. Waited for: until then the caller's array must not change, nor be freed."""
+    """The values on the device, waited for, so that no more than one tensor is on its way."""
     if isinstance(value, np.ndarray):
-        value = np.ascontiguousarray(value)
+        # A copy that nobody else holds: on CPUs JAX may keep using the memory it is given, which the caller may change.
+        value = np.array(value, order="C")
     where = None if mesh is None else parameter_sharding(value.shape, mesh)
-    return jax.block_until_ready(jax.device_put(value, where, may_alias=False))
+    return jax.block_until_ready(jax.device_put(value, where))
 
 
 def _initial(make: Callable[[nnx.Rngs], nnx.Module], seed: int, paths: Iterable[str]) -> dict[str, jax.Array]:

@@ -17,11 +17,13 @@ class Layout:
       name: what a table of what was mapped calls it.
       to_jax: PyTorch's array -> ours; ValueError for one that has other axes.
       to_torch: the inverse.
+      torch_dtype: PyTorch's type, where it is another than ours.
     """
 
     name: str
     to_jax: Reorder
     to_torch: Reorder
+    torch_dtype: str | None = None
 
     def shape_in_jax(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """What becomes of a shape; ValueError if it has other axes."""
@@ -62,3 +64,5 @@ PAIR_PATCHES = _patches(kernel=2)
 # an axis of one, first or second, that only PyTorch has
 UNBATCHED = Layout("axis of one dropped", lambda x: np.squeeze(x, 0), lambda x: x[None])
 UNBATCHED_SECOND = Layout("axis of one dropped", lambda x: np.squeeze(x, 1), lambda x: x[:, None])
+# JAX has no int64 unless it is told to
+COUNT = Layout("as int32", lambda x: x.astype(np.int32), lambda x: x.astype(np.int64), torch_dtype="int64")

@@ -14,7 +14,7 @@ from dorl_jax.errors import InputError
 from dorl_jax.models import ImageEncoderConfig, MaskDecoderConfig, SamConfig
 from dorl_jax.models.sam import ImageSize
 from dorl_jax.models.variants import VARIANTS, require_variant
-from weights_conversion.sources import Tensors, count_parts
+from weights_conversion.sources import Tensors, common_length, count_parts
 
 _ENCODER, _DECODER = "image_encoder", "mask_decoder"
 
@@ -46,7 +46,7 @@ def read_sam_config(
     encoder = _with_global_blocks(source, encoder, found)
     if image_size is not None:
         encoder = _at_size(encoder, image_size, certain=found is not None)
-    hidden = _length(source, "prompt_encoder.mask_downscaling.3.bias") or 16
+    hidden = common_length(source, r"prompt_encoder\.mask_downscaling\.(3\.bias|4\.weight|4\.bias)") or 16
     shape = replace(_read_decoder(source, encoder.out_channels), **decoder)
     inner = encoder.out_channels // shape.downsample
     if inner % shape.heads:
@@ -63,15 +63,8 @@ def count_masks(source: Tensors) -> int:
 
 def _read_encoder(source: Tensors) -> ImageEncoderConfig:
     depth = count_parts(source, rf"{_ENCODER}\.blocks\.(\d+)\.")
-    lengths = {
-        part: _commonest(
-            tensor.shape[0]
-            for name, tensor in source.items()
-            if re.fullmatch(rf"{_ENCODER}\.blocks\.\d+\.{part}\.bias", name) and len(tensor.shape) == 1
-        )
-        for part in ("norm1", r"mlp\.lin1")
-    }
-    width, hidden = lengths["norm1"], lengths[r"mlp\.lin1"]
+    width = common_length(source, rf"{_ENCODER}\.blocks\.\d+\.norm[12]\.(weight|bias)")
+    hidden = common_length(source, rf"{_ENCODER}\.blocks\.\d+\.mlp\.lin1\.bias")
     size = _commonest(shape[1] for shape in _position_shapes(source).values())
     table = source.get(f"{_ENCODER}.pos_embed")
     if not (depth and width and hidden and size and width % size == 0) or table is None:
@@ -88,7 +81,7 @@ def _read_encoder(source: Tensors) -> ImageEncoderConfig:
         depth=depth,
         heads=width // size,
         global_blocks=(),
-        out_channels=_length(source, f"{_ENCODER}.neck.1.bias") or 256,
+        out_channels=common_length(source, rf"{_ENCODER}\.neck\.[13]\.(weight|bias)") or 256,
         mlp_hidden=None if hidden == 4 * width else hidden,
     )
 
@@ -149,15 +142,16 @@ def _at_size(encoder: ImageEncoderConfig, size: ImageSize, *, certain: bool) -> 
 
 def _read_decoder(source: Tensors, channels: int) -> MaskDecoderConfig:
     default = MaskDecoderConfig()
-    layers, iou = rf"{_DECODER}.transformer.layers.0", f"{_DECODER}.iou_prediction_head.layers"
-    inner = _length(source, f"{layers}.cross_attn_token_to_image.q_proj.bias")
-    iou_hidden = _length(source, f"{iou}.0.bias") or channels
+    layer, iou = rf"{_DECODER}\.transformer\.layers\.\d+", rf"{_DECODER}\.iou_prediction_head\.layers"
+    inner = common_length(source, rf"{layer}\.cross_attn_\w+\.[qkv]_proj\.bias")
+    iou_depth = count_parts(source, rf"{iou}\.(\d+)\.") or default.iou_depth
+    iou_hidden = common_length(source, rf"{iou}\.[0-{max(iou_depth - 2, 0)}]\.bias") or channels
     return MaskDecoderConfig(
         multimask_outputs=max(count_masks(source) - 1, 0) or default.multimask_outputs,
         depth=count_parts(source, rf"{_DECODER}\.transformer\.layers\.(\d+)\.") or default.depth,
-        hidden=_length(source, f"{layers}.mlp.lin1.bias") or default.hidden,
+        hidden=common_length(source, rf"{layer}\.mlp\.lin1\.bias") or default.hidden,
         downsample=max(channels // inner, 1) if inner else default.downsample,
-        iou_depth=count_parts(source, rf"{re.escape(iou)}\.(\d+)\.") or default.iou_depth,
+        iou_depth=iou_depth,
         iou_hidden=None if iou_hidden == channels else iou_hidden,
     )
 
@@ -169,8 +163,3 @@ def _square_as_side(height: int, width: int) -> ImageSize:
 def _commonest(values: Iterable[int]) -> int:
     counted = Counter(values).most_common(1)
     return counted[0][0] if counted else 0
-
-
-def _length(source: Tensors, name: str) -> int | None:
-    tensor = source.get(name)
-    return tensor.shape[0] if tensor is not None and len(tensor.shape) == 1 else None

@@ -76,6 +76,31 @@ def drop_prefix(tensors: Tensors, prefix: str) -> Tensors:
     return tensors
 
 
+def shape_of(tensors: Tensors, name: str, axes: int, what: str) -> tuple[int, ...]:
+    """Shape of a tensor that a model of that name must have.
+
+    Raises:
+      InputError: there is none of that name, or it has another number of axes.
+    """
+    if name not in tensors:
+        raise InputError(f"not a state dict of {what}: no tensor {name!r}")
+    shape = tensors[name].shape
+    if len(shape) != axes:
+        raise InputError(f"{name} has shape {shape}, expected {axes} axes")
+    return shape
+
+
+def common_length(tensors: Tensors, pattern: str) -> int:
+    """The commonest length of the tensors of one axis whose names match; 0 if there are none.
+
+    Many are asked so that one damaged tensor does not change the shape that is read off a state dict.
+    """
+    lengths = Counter(
+        tensor.shape[0] for name, tensor in tensors.items() if len(tensor.shape) == 1 and re.fullmatch(pattern, name)
+    )
+    return lengths.most_common(1)[0][0] if lengths else 0
+
+
 def count_parts(names: Iterable[str], pattern: str) -> int:
     """How many numbered parts (`blocks.0`, `blocks.1`, ...) there are.
 

@@ -1,6 +1,7 @@
 """The models. They know nothing of data, devices, files or the settings of a run."""
 
 from dorl_jax.models.cae import Cae, CaeConfig
+from dorl_jax.models.conv_autoencoder import ConvAutoencoder, ConvAutoencoderConfig
 from dorl_jax.models.image_encoder import ImageEncoderConfig
 from dorl_jax.models.lora import LoraConfig
 from dorl_jax.models.lora_sam import DORL_PIXEL_MEAN, DORL_PIXEL_STD, LoraSam
@@ -14,6 +15,8 @@ __all__ = [
     "SAM_PIXEL_STD",
     "Cae",
     "CaeConfig",
+    "ConvAutoencoder",
+    "ConvAutoencoderConfig",
     "ImageEncoderConfig",
     "LoraConfig",
     "LoraSam",

@@ -6,6 +6,7 @@ stride-1 convolutions, one for each output phase, and the weight gradient of a s
 product for each image. On other platforms the plain primitives are used.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -104,17 +105,21 @@ def _conv_transpose_plain(x: Array, kernel: Array, stride: int, padding: int) ->
     )
 
 
+def _output_size(size: int, k: int, stride: int, padding: int) -> int:
+    return (size - 1) * stride - 2 * padding + k
+
+
 def _phase(size: int, k: int, stride: int, padding: int, phase: int) -> tuple[int, int, tuple[int, int]]:
     """First tap, number of outputs and padding of the stride-1 correlation that gives outputs phase, phase+s, ...
 
     Output `phase + s*m` sums `x[i] kernel[u]` over `s*i + u - p = phase + s*m`: the taps `u = first + s*t` with
-    `i = m + shift - t`, a correlation with the taps in reverse order.
+    `i = m + shift - t`, a correlation with the taps in reverse order. All phases give equally many outputs: where the
+    stride does not divide the output size, the last ones of some phases lie beyond the edge.
     """
     first = (phase + padding) % stride
     shift = (phase + padding - first) // stride
     taps = len(range(first, k, stride))
-    total = (size - 1) * stride - 2 * padding + k
-    outputs = len(range(phase, total, stride))
+    outputs = math.ceil(_output_size(size, k, stride, padding) / stride)
     before = taps - 1 - shift
     return first, outputs, (before, outputs + taps - 1 - size - before)
 
@@ -126,8 +131,6 @@ def _conv_transpose_phases(x: Array, kernel: Array, stride: int, padding: int) -
         return conv2d(x, jnp.flip(kernel, (0, 1)), ((edge, edge), (edge, edge)))
     rows = [_phase(x.shape[1], k, stride, padding, p) for p in range(stride)]
     columns = [_phase(x.shape[2], k, stride, padding, p) for p in range(stride)]
-    if len({r[1] for r in rows}) > 1 or len({c[1] for c in columns}) > 1:
-        raise ValueError(f"output size must be a multiple of the stride {stride}: {k=}, {padding=}, {x.shape=}")
 
     def part(row: tuple[int, int, tuple[int, int]], column: tuple[int, int, tuple[int, int]]) -> Array:
         taps = jnp.flip(kernel[row[0] :: stride, column[0] :: stride], (0, 1))
@@ -135,7 +138,8 @@ def _conv_transpose_phases(x: Array, kernel: Array, stride: int, padding: int) -
 
     parts = jnp.stack([jnp.stack([part(r, c) for c in columns], 3) for r in rows], 2)
     batch, height, _, width, _, channels = parts.shape
-    return parts.reshape(batch, height * stride, width * stride, channels)
+    whole = parts.reshape(batch, height * stride, width * stride, channels)
+    return whole[:, : _output_size(x.shape[1], k, stride, padding), : _output_size(x.shape[2], k, stride, padding)]
 
 
 class Conv3x3(nnx.Module):

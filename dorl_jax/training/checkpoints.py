@@ -12,7 +12,7 @@ from flax import nnx
 
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import write_text
-from dorl_jax.models import Cae, CaeConfig, LoraSam, Sam, SamConfig
+from dorl_jax.models import Cae, CaeConfig, ConvAutoencoder, ConvAutoencoderConfig, LoraSam, Sam, SamConfig
 from dorl_jax.models.abstract import abstract_model
 from dorl_jax.models.lora import is_merged
 
@@ -30,9 +30,16 @@ def _make_lora_sam(config: SamConfig, rngs: nnx.Rngs) -> LoraSam:
     return LoraSam(config, config.encoder.lora, classes=classes, rngs=rngs)
 
 
+def _make_conv_autoencoder(config: ConvAutoencoderConfig, rngs: nnx.Rngs) -> ConvAutoencoder:
+    model = ConvAutoencoder(config, rngs=rngs)
+    model.eval()
+    return model
+
+
 MODELS = {
     "Sam": _Model(SamConfig, lambda config, rngs: Sam(config, rngs=rngs)),
     "LoraSam": _Model(SamConfig, _make_lora_sam),
+    "ConvAutoencoder": _Model(ConvAutoencoderConfig, _make_conv_autoencoder),
     "Cae": _Model(CaeConfig, lambda config, rngs: Cae(config, rngs=rngs)),
 }
 
@@ -54,7 +61,7 @@ def save_model(folder: Path, model: nnx.Module) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute() / "weights", _pure(nnx.state(model)), force=True)
-    described = {"kind": type(model).__name__, "config": msgspec.to_builtins(model.config)}
+    described = {"kind": type(model).__name__, "config": msgspec.to_builtins(vars(model)["config"])}
     write_text(folder / "model.json", json.dumps(described, indent=2) + "\n")
 
 

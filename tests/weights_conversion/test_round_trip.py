@@ -105,7 +105,8 @@ def test_what_a_lora_file_cannot_hold():
     assert tensors.keys() == small_sam(SMALL.with_masks(1)).keys()
     with pytest.raises(InputError, match=r"call unmerge\(\) first"):
         export_lora_sam(model)
-    plain = convert_lora_sam(tensors, rank=0, image_size=32)  # its decoder is fresh, its encoder is not
+    statistics = SMALL.pixel_mean, SMALL.pixel_std
+    plain = convert_lora_sam(tensors, None, None, 32, 0, *statistics)  # its decoder is fresh, its encoder is not
     features = model(images)["feature"]
     np.testing.assert_allclose(plain(images)["feature"], features, atol=1e-5 * np.abs(features).max())
     sam = convert_sam(tensors)

@@ -96,6 +96,7 @@ def test_lora_on_some_blocks():
         convert_lora_sam(small_sam(), file, image_size=32, blocks=[3])
 
 
+@pytest.mark.slow
 def test_what_starts_a_fine_tuning():
     from dorl_jax.models import LoraConfig
 

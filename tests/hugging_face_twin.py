@@ -3,8 +3,8 @@
 Their attribute, ours: hidden_size, width; num_hidden_layers, depth; num_attention_heads, heads; mlp_dim, mlp_hidden or
 hidden; output_channels, out_channels; window_size, window; global_attn_indexes, global_blocks; num_pos_feats, half of
 out_channels; mask_input_channels, mask_prompt_hidden; num_multimask_outputs, multimask_outputs; iou_head_depth,
-iou_depth; iou_head_hidden_dim, iou_hidden; layer_norm_eps of the mask decoder, epsilon. attention_downsample_rate has no
-counterpart but 2: it reaches the last attention alone, and those inside the two-way blocks are always halved.
+iou_depth; iou_head_hidden_dim, iou_hidden; layer_norm_eps of the mask decoder, epsilon. attention_downsample_rate can
+only be 2: it reaches the last attention alone, while those inside the two-way blocks are always halved.
 """
 
 from collections.abc import Mapping

@@ -95,7 +95,7 @@ class AdaptedLinear(nnx.Linear):
         self.lora = nnx.Dict(
             {name: Lora(in_features, stop - start, config.rank, rngs=rngs) for name, (start, stop) in parts.items()}
         )
-        self.unmerged: nnx.Data[Unmerged | None] = None
+        self.unmerged: Unmerged | None = nnx.data(None)
 
     def __call__(self, inputs: Float[Array, "*b i"], out_sharding: Any = None) -> Float[Array, "*b o"]:
         y = super().__call__(inputs, out_sharding)

@@ -90,6 +90,7 @@ class AdaptedLinear(nnx.Linear):
         """
         init = torch_uniform(in_features)
         super().__init__(in_features, out_features, dtype=dtype, kernel_init=init, bias_init=init, rngs=rngs)
+        parts = dict(sorted(parts.items()))  # nnx.merge puts a Dict in this order, and `places` has to stay in step
         self.places = tuple(parts.values())
         self.scale = config.scale
         self.lora = nnx.Dict(

@@ -117,8 +117,10 @@ def official_names(tensors: Mapping[str, A]) -> dict[str, A]:
     unknown = [name for name, official in found.items() if official is None]
     if unknown:
         raise InputError(f"{len(unknown)} tensors that Hugging Face's SamModel does not have: {name_some(unknown)}")
-    if SHARED in found and TIED in found and not np.array_equal(tensors[SHARED], tensors[TIED]):
-        raise InputError(f"{SHARED} and {TIED} are one matrix in SamModel, but differ here")
+    if SHARED in found and TIED in found:
+        shared, tied = (np.asarray(tensors[name]) for name in (SHARED, TIED))
+        if not np.array_equal(shared, tied):
+            raise InputError(f"{SHARED} and {TIED} are one matrix in SamModel, but differ here")
     return {official: tensors[name] for name, official in found.items() if official is not None}
 
 

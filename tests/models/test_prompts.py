@@ -126,6 +126,7 @@ def test_images_do_not_mix_in_lora_sam(segment, seed, order):
         same(segment(images[index : index + 1]), of(slice(index, index + 1), out))
 
 
+@pytest.mark.slow
 @few
 @given(seeds, orders)
 def test_prompted_images_do_not_mix(predict, seed, order):

@@ -15,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from dorl_jax import __version__, config
 from dorl_jax.errors import InputError
 from dorl_jax.stages.run import SETTINGS_FILE, STAGES, RunSettings, Stage, open_run, run_stages
+from weights_conversion import command
 
 logger = logging.getLogger("dorl_jax")
 
@@ -23,7 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `dorl-jax`; returns the exit status: 0, or 2 for bad input."""
     options = _parser().parse_args(arguments)
     try:
-        _main(options)
+        if options.stage == "convert":
+            command.run(options)
+        else:
+            _run_stages(options)
     except InputError as error:
         print(f"dorl-jax: {error}", file=sys.stderr)
         return 2
@@ -33,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _main(options: argparse.Namespace) -> None:
+def _run_stages(options: argparse.Namespace) -> None:
     overrides = _overrides(options)
     source = options.config or (options.run / SETTINGS_FILE if options.run else None)
     if source is None:
@@ -78,14 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     everything = commands.add_parser("run", help=about, description=about, epilog=_SETTINGS_HELP)
     _add_common(everything)
     for stage in STAGES:
-        command = commands.add_parser(
+        subparser = commands.add_parser(
             stage.name,
             help=stage.about,
             description=_describe(stage),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        _add_common(command)
-        _add_settings(command, stage)
+        _add_common(subparser)
+        _add_settings(subparser, stage)
+    command.add_parser(commands)
     return parser
 
 

@@ -1,5 +1,6 @@
 """Devices: the mesh, and where arrays live on it. The only file that knows how many devices there are."""
 
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -20,6 +21,20 @@ def data_mesh() -> Mesh:
 def replicate(tree: T, mesh: Mesh) -> T:
     """The tree with every array whole on every device."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def parameter_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Where a parameter lives: split along its largest axis that divides, whole on every device if none does.
+
+    It is split over the mesh's `model` axis, or over all its devices if it has none of that name.
+    """
+    names = ("model",) if "model" in mesh.axis_names else mesh.axis_names
+    parts = math.prod(mesh.shape[name] for name in names)
+    dividing = [axis for axis, size in enumerate(shape) if size and size % parts == 0]
+    if not dividing or parts == 1:
+        return NamedSharding(mesh, PartitionSpec())
+    chosen = max(dividing, key=lambda axis: shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * chosen, names))
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from dorl_jax.models import Sam, SamConfig
-from weights_conversion.hugging_face import official_names
+from weights_conversion.hugging_face import as_official
 from weights_conversion.key_map import load
-from weights_conversion.sam import SAM_RULES
+from weights_conversion.sam_rules import SAM_RULES
+from weights_conversion.sources import open_state_dict
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'dorl-jax[convert]'")
 transformers = pytest.importorskip("transformers", reason="needs Hugging Face transformers")
@@ -91,8 +91,8 @@ def twins(config: SamConfig, seed: int = 0) -> "tuple[transformers.SamModel, Sam
 
 def as_sam(config: SamConfig, tensors: "Mapping[str, torch.Tensor]") -> Sam:
     """Tensors under their names in our layout: weights, or gradients, which are laid out as the weights are."""
-    source = official_names({name: tensor.detach().numpy() for name, tensor in tensors.items()})
-    return load(lambda: Sam(config, rngs=nnx.Rngs(0)), source, SAM_RULES)
+    source, _ = as_official(open_state_dict({name: tensor.detach().numpy() for name, tensor in tensors.items()}))
+    return load(lambda rngs: Sam(config, rngs=rngs), source, SAM_RULES)
 
 
 def their_pixels(config: SamConfig, images: "torch.Tensor") -> "torch.Tensor":

@@ -3,16 +3,17 @@
 Only the names differ: every array, the fused qkv included, is the same in both.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import TypeVar
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dorl_jax.errors import InputError, name_some
-
-A = TypeVar("A")  # an array, or what stands for one that is not read yet
+from dorl_jax.errors import InputError
+from weights_conversion.sources import StateDict, Tensors
 
 HYPERNETWORK_DEPTH = 3
 IOU_DEPTH = 3
@@ -104,24 +105,35 @@ def from_official(name: str, iou_depth: int = IOU_DEPTH) -> str:
     return renamed
 
 
-def official_names(tensors: Mapping[str, A]) -> dict[str, A]:
-    """A state dict of `SamModel` under the official names.
+def as_official(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
+    """A state dict of `SamModel` under official names, and what it called each; what it does not know keeps its name.
 
     Raises:
-      InputError: a name that `SamModel` does not have; two different position encodings.
+      InputError: two different position encodings.
     """
+    if SHARED in tensors and TIED in tensors and not np.array_equal(tensors[SHARED].read(), tensors[TIED].read()):
+        raise InputError(f"{SHARED} and {TIED} are one matrix in SamModel, but differ here")
     depth = 2 + sum(
         re.fullmatch(r"mask_decoder\.iou_prediction_head\.layers\.\d+\.weight", name) is not None for name in tensors
     )
-    found = {name: to_official(name, depth) for name in tensors}
-    unknown = [name for name, official in found.items() if official is None]
-    if unknown:
-        raise InputError(f"{len(unknown)} tensors that Hugging Face's SamModel does not have: {name_some(unknown)}")
-    if SHARED in found and TIED in found:
-        shared, tied = (np.asarray(tensors[name]) for name in (SHARED, TIED))
-        if not np.array_equal(shared, tied):
-            raise InputError(f"{SHARED} and {TIED} are one matrix in SamModel, but differ here")
-    return {official: tensors[name] for name, official in found.items() if official is not None}
+    names = {to_official(name, depth) or name: name for name in tensors if name != TIED or SHARED not in tensors}
+    return {official: tensors[name] for official, name in names.items()}, names
+
+
+def settings_beside(source: StateDict) -> dict[str, Any]:
+    """What no tensor shows of the mask decoder, from the `config.json` beside the weights if there is one."""
+    settings = {"heads": 8, "epsilon": 1e-6}  # SamModel's own defaults
+    if isinstance(source, Mapping):
+        return settings
+    path = Path(source) / "config.json" if Path(source).is_dir() else Path(source).with_name("config.json")
+    if not path.is_file():
+        return settings
+    try:
+        decoder = json.loads(path.read_text(encoding="utf-8")).get("mask_decoder_config", {})
+        heads, epsilon = decoder.get("num_attention_heads", 8), decoder.get("layer_norm_eps", 1e-6)
+        return {"heads": int(heads), "epsilon": float(epsilon)}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is not the configuration of a SamModel: {error!r}") from error
 
 
 @cache

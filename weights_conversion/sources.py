@@ -1,64 +1,184 @@
-"""Read a state dict from a file or a mapping. Nothing is ever unpickled but tensors."""
+"""Read a state dict from a file, a folder or a mapping, tensor by tensor. Nothing is ever unpickled but tensors."""
 
+import json
 import os
 import pickle
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dorl_jax.errors import InputError
+from dorl_jax.errors import InputError, name_some
 
 StateDict = str | os.PathLike[str] | Mapping[str, Any]
 
+TORCH_SUFFIXES = (".pth", ".pt", ".mdl", ".bin")
+# What a folder from the Hugging Face hub holds, the first of these that is there.
+_IN_FOLDERS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_SAFETENSORS_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a state dict, read when it is needed, so that never more than one is in memory twice.
+
+    Attributes:
+      shape: its axes.
+      dtype: name of its type, as NumPy's, or "bfloat16".
+      read: gives the values.
+      was: its shape in the state dict, if it has been resized since.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+    was: tuple[int, ...] | None = None
+
+
+Tensors = dict[str, Tensor]
+
 
 def read_state_dict(source: StateDict) -> dict[str, np.ndarray]:
-    """Tensors by name, as NumPy arrays.
+    """All tensors by name, as NumPy arrays: `open_state_dict`, read.
+
+    Raises:
+      InputError: as `open_state_dict`; a type NumPy has not.
+    """
+    return {name: tensor.read() for name, tensor in open_state_dict(source).items()}
+
+
+def open_state_dict(source: StateDict) -> Tensors:
+    """Tensors by name, not read yet.
 
     Args:
-      source: a path (`.safetensors`; `.pth`, `.pt`, `.mdl`, `.bin` with the `convert` extra), or a mapping from name
-        to array (NumPy, JAX or PyTorch). A checkpoint that holds its tensors under "state_dict" or "model" is
-        unwrapped; a prefix "module." that every name carries is dropped.
+      source: a path (`.safetensors`; `.pth`, `.pt`, `.mdl`, `.bin` with the `convert` extra), a folder as the Hugging
+        Face hub has them, or a mapping from name to array (NumPy, JAX or PyTorch). A checkpoint that holds its tensors
+        under "state_dict" or "model" is unwrapped; a prefix "module." that every name carries is dropped.
 
     Raises:
       InputError: no such file, another kind of file, a file that holds anything but tensors, torch not installed.
     """
-    named = source if isinstance(source, Mapping) else _read_file(Path(source))
+    tensors = _from_mapping(source) if isinstance(source, Mapping) else _open(Path(source))
+    if not tensors:
+        raise InputError("the state dict is empty" if isinstance(source, Mapping) else f"{source} holds no tensor")
+    return drop_prefix(tensors, "module.")
+
+
+def drop_prefix(tensors: Tensors, prefix: str) -> Tensors:
+    """The tensors without a prefix that all their names carry."""
+    if tensors and all(name.startswith(prefix) for name in tensors):
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def count_parts(names: Iterable[str], pattern: str) -> int:
+    """How many numbered parts (`blocks.0`, `blocks.1`, ...) there are.
+
+    A part of which most is missing does not count, so that a stray tensor is reported as such, and a lost one too.
+
+    Args:
+      names: of tensors.
+      pattern: regular expression of the beginning of a name, with the number as its group.
+    """
+    found = Counter(int(match[1]) for name in names if (match := re.match(pattern, name)))
+    whole = max(found.values(), default=0)
+    return max((number + 1 for number, count in found.items() if 2 * count >= whole), default=0)
+
+
+def _from_mapping(named: Mapping[str, Any]) -> Tensors:
     for wrapper in ("state_dict", "model"):
         if isinstance(named.get(wrapper), Mapping):
             named = named[wrapper]
-    arrays = {}
-    for name, value in named.items():
-        if hasattr(value, "detach"):  # a PyTorch tensor
-            value = value.detach().cpu().numpy()
-        array = np.asarray(value)
-        if array.dtype == object:
-            raise InputError(f"{name!r} in the state dict is not an array but {type(value).__name__}")
-        arrays[name] = array
-    return drop_prefix(arrays, "module.")
+    return {name: _tensor(name, value) for name, value in named.items()}
 
 
-def drop_prefix(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The arrays without a prefix that all their names carry."""
-    if arrays and all(name.startswith(prefix) for name in arrays):
-        return {name.removeprefix(prefix): array for name, array in arrays.items()}
-    return arrays
+def _tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if hasattr(value, "detach"):  # a PyTorch tensor
+        return Tensor(tuple(value.shape), str(value.dtype).removeprefix("torch."), partial(_from_torch, name, value))
+    array = value if hasattr(value, "dtype") and hasattr(value, "shape") else np.asarray(value)
+    if array.dtype == object or not isinstance(name, str):
+        raise InputError(f"{name!r} in the state dict is not an array but {type(value).__name__}")
+    return Tensor(tuple(array.shape), str(array.dtype), lambda: np.asarray(array))
 
 
-def _read_file(path: Path) -> Mapping[str, Any]:
+def _from_torch(name: str, tensor: Any) -> np.ndarray:
+    try:
+        return tensor.detach().cpu().numpy()
+    except TypeError as error:  # bfloat16 and the like
+        raise InputError(f"{name} is of type {tensor.dtype}, which NumPy has not: cast it to float32 first") from error
+
+
+def _open(path: Path) -> Tensors:
+    if path.is_dir():
+        return _open_folder(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        return _open_safetensors(path)
+    if path.suffix in TORCH_SUFFIXES:
+        return _from_mapping(_load_torch(path))
+    raise InputError(f"{path}: expected a {', '.join(TORCH_SUFFIXES)} or .safetensors file")
 
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise InputError(f"{path} is not a safetensors file: {error}") from error
-    if path.suffix not in (".pth", ".pt", ".mdl", ".bin"):
-        raise InputError(f"{path}: expected a .pth, .pt, .mdl, .bin or .safetensors file")
+
+def _open_folder(folder: Path) -> Tensors:
+    found = next((folder / name for name in _IN_FOLDERS if (folder / name).is_file()), None)
+    if found is None:
+        raise InputError(f"no checkpoint in the folder {folder}: expected one of {', '.join(_IN_FOLDERS)}")
+    if found.suffix != ".json":
+        return _open(found)
+    try:
+        places: dict[str, str] = json.loads(found.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(places.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{found} is not an index of a checkpoint in parts: {error!r}") from error
+    tensors: Tensors = {}
+    for file in files:
+        if Path(file).name != file:
+            raise InputError(f"{found} points outside its folder: {file}")
+        tensors |= _open(folder / file)
+    _same_names(found, places, tensors)
+    return tensors
+
+
+def _same_names(index: Path, listed: Iterable[str], found: Iterable[str]) -> None:
+    differing = set(listed) ^ set(found)
+    if differing:
+        raise InputError(f"{index} and the files it names disagree on {name_some(sorted(differing))}")
+
+
+def _open_safetensors(path: Path) -> Tensors:
+    from safetensors import SafetensorError, safe_open
+
+    tensors = {}
+    try:
+        with safe_open(path, "np") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                part = file.get_slice(name)
+                kind = _SAFETENSORS_TYPES.get(part.get_dtype(), part.get_dtype())
+                tensors[name] = Tensor(tuple(part.get_shape()), kind, partial(_read_safetensor, path, name, kind))
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a safetensors file: {error}") from error
+    return tensors
+
+
+def _read_safetensor(path: Path, name: str, kind: str) -> np.ndarray:
+    # Opened anew each time: the pages of an open file count as memory of this process until it is closed.
+    from safetensors import safe_open
+
+    if kind == "bfloat16":
+        raise InputError(f"{name} in {path} is of type bfloat16, which NumPy has not: cast it to float32 first")
+    with safe_open(path, "np") as file:
+        return file.get_tensor(name)
+
+
+def _load_torch(path: Path) -> Mapping[str, Any]:
     try:
         import torch
     except ImportError as error:

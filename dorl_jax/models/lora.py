@@ -160,6 +160,11 @@ def unmerge_lora(model: nnx.Module) -> None:
             module.unmerge()
 
 
+def has_lora(model: nnx.Module) -> bool:
+    """Whether there is a LoRA update inside the model, merged or not."""
+    return any(isinstance(module, AdaptedLinear) for _, module in nnx.iter_modules(model))
+
+
 def is_merged(model: nnx.Module) -> bool:
     """Whether a LoRA update inside the model is merged."""
     return any(

@@ -15,7 +15,7 @@ from dorl_jax.evaluation.latents import Latents, write_latents
 from dorl_jax.models import Cae
 from dorl_jax.models.layers import AnyArray
 from dorl_jax.store import Store
-from dorl_jax.training.checkpoints import load_cae
+from dorl_jax.training.checkpoints import load_model
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def embed(
     Raises:
       InputError: the store is of other cells.
     """
-    store, model = Store(store_folder), load_cae(model_folder)
+    store, model = Store(store_folder), load_model(model_folder, Cae)
     store.require_ids([cell.id for cell in manifest.cells])
     vectors = []
     size = settings.batch_size

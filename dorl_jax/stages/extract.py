@@ -16,7 +16,7 @@ from dorl_jax.data.manifest import Cell, Manifest
 from dorl_jax.models import CaeConfig, LoraSam
 from dorl_jax.stages.segment import features_and_logits, mask_at, run_batches, segment
 from dorl_jax.store import Store, StoreWriter
-from dorl_jax.training.checkpoints import load_lora_sam
+from dorl_jax.training.checkpoints import load_model
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def extract(
       weights: fingerprint of the model, kept with the store.
       progress: show a bar.
     """
-    model = load_lora_sam(model_folder)
+    model = load_model(model_folder, LoraSam)
     signature = {
         "weights": weights,
         "version": __version__,

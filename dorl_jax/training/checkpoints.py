@@ -1,9 +1,9 @@
 """Checkpoints of models and of trainings in progress. The only file that knows Orbax."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import msgspec
@@ -12,14 +12,45 @@ from flax import nnx
 
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import write_text
-from dorl_jax.models import Cae, CaeConfig, LoraSam, SamConfig
+from dorl_jax.models import Cae, CaeConfig, LoraSam, Sam, SamConfig
+from dorl_jax.models.abstract import abstract_model
+from dorl_jax.models.lora import is_merged
 
 M = TypeVar("M", bound=nnx.Module)
 T = TypeVar("T")
 
 
-def save_model(folder: Path, model: LoraSam | Cae) -> None:
-    """Write a model: its weights (Orbax) and `model.json`, its shape. An older model there is replaced."""
+class _Model(NamedTuple):
+    config: type[Any]
+    make: Callable[[Any, nnx.Rngs], nnx.Module]
+
+
+def _make_lora_sam(config: SamConfig, rngs: nnx.Rngs) -> LoraSam:
+    classes = config.decoder.multimask_outputs + 1
+    return LoraSam(config, config.encoder.lora, classes=classes, rngs=rngs)
+
+
+MODELS = {
+    "Sam": _Model(SamConfig, lambda config, rngs: Sam(config, rngs=rngs)),
+    "LoraSam": _Model(SamConfig, _make_lora_sam),
+    "Cae": _Model(CaeConfig, lambda config, rngs: Cae(config, rngs=rngs)),
+}
+
+
+def save_model(folder: Path, model: nnx.Module) -> None:
+    """Write a model: its weights (Orbax) and `model.json`, its shape. An older model there is replaced.
+
+    Args:
+      folder: made if it is not there.
+      model: one of `MODELS`.
+
+    Raises:
+      ValueError: its LoRA is merged, which a checkpoint has no place for; another kind of model.
+    """
+    if type(model).__name__ not in MODELS:
+        raise ValueError(f"a {type(model).__name__} is none of the models that are saved: {', '.join(MODELS)}")
+    if is_merged(model):
+        raise ValueError("a merged model is not saved: call unmerge() first")
     folder.mkdir(parents=True, exist_ok=True)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute() / "weights", _pure(nnx.state(model)), force=True)
@@ -27,43 +58,52 @@ def save_model(folder: Path, model: LoraSam | Cae) -> None:
     write_text(folder / "model.json", json.dumps(described, indent=2) + "\n")
 
 
-def load_lora_sam(folder: Path) -> LoraSam:
+def load_model(folder: Path, kind: type[M]) -> M:
     """A model written by `save_model`.
 
+    Args:
+      folder: what it was written to.
+      kind: its class.
+
     Raises:
-      InputError: no such model, or its weights do not fit; the message lists both differences.
+      InputError: no such model, or of another kind; its weights do not fit, and the message lists both differences.
     """
-    config = _read_config(folder, "LoraSam", SamConfig)
-    return _load(
-        folder,
-        lambda: LoraSam(config, config.encoder.lora, classes=config.decoder.multimask_outputs + 1, rngs=nnx.Rngs(0)),
-    )
+    found, config = read_description(folder)
+    if found != kind.__name__:
+        raise InputError(f"{folder / 'model.json'} describes a {found}, expected a {kind.__name__}")
+    return _load(folder, lambda rngs: MODELS[found].make(config, rngs))
 
 
-def load_cae(folder: Path) -> Cae:
-    """See `load_lora_sam`."""
-    config = _read_config(folder, "Cae", CaeConfig)
-    return _load(folder, lambda: Cae(config, rngs=nnx.Rngs(0)))
+def load_any_model(folder: Path) -> nnx.Module:
+    """See `load_model`; of whatever kind it is."""
+    found, config = read_description(folder)
+    return _load(folder, lambda rngs: MODELS[found].make(config, rngs))
 
 
-def _read_config(folder: Path, kind: str, config_type: type[T]) -> T:
+def read_description(folder: Path) -> tuple[str, Any]:
+    """Kind and configuration of a model written by `save_model`.
+
+    Raises:
+      InputError: there is none, or none that is understood.
+    """
     path = folder / "model.json"
     if not path.is_file():
         raise InputError(f"no model at {folder}: model.json is missing")
     try:
-        described = json.loads(path.read_text())
-        if described["kind"] != kind:
-            raise InputError(f"{path} describes a {described['kind']}, expected a {kind}")
-        return msgspec.convert(described["config"], config_type)
+        described = json.loads(path.read_text(encoding="utf-8"))
+        kind = described["kind"]
+        if kind not in MODELS:
+            raise InputError(f"{path} describes a {kind}, expected one of {', '.join(MODELS)}")
+        return kind, msgspec.convert(described["config"], MODELS[kind].config)
     except (json.JSONDecodeError, KeyError, TypeError, msgspec.ValidationError) as error:
         raise InputError(f"{path} does not describe a model: {error!r}") from error
 
 
-def _load(folder: Path, make: Any) -> Any:
+def _load(folder: Path, make: Callable[[nnx.Rngs], Any]) -> Any:
     weights = folder.absolute() / "weights"
     if not weights.is_dir():
         raise InputError(f"no weights at {weights}")
-    graph, state = nnx.split(nnx.eval_shape(make))
+    graph, state = nnx.split(abstract_model(make))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _pure(state))
     with ocp.StandardCheckpointer() as checkpointer:

@@ -13,10 +13,11 @@ from dorl_jax.data.crops import cell_view
 from dorl_jax.data.images import resize_image
 from dorl_jax.data.manifest import load_cells
 from dorl_jax.evaluation.latents import read_latents
+from dorl_jax.models import Cae, LoraSam
 from dorl_jax.stages.run import STAGES
 from dorl_jax.stages.segment import mask_at
 from dorl_jax.store import Store
-from dorl_jax.training.checkpoints import load_cae, load_lora_sam
+from dorl_jax.training.checkpoints import load_model
 
 SETTINGS = """
 [data]
@@ -57,13 +58,13 @@ def test_every_stage_leaves_its_output(finished):
     assert store.ids == [cell.id for cell in manifest.cells]
     latents = read_latents(finished / "embed" / "latents.parquet")
     # the vectors in the table are those of the stored features
-    model = load_cae(finished / "train_cae" / "model")
+    model = load_model(finished / "train_cae" / "model", Cae)
     features = np.stack([store["feature"][place] for place in (0, 41)]).astype(np.float32)
     np.testing.assert_allclose(latents.vectors[[0, 41]], model.encode(features), rtol=1e-3, atol=1e-4)
     assert list(latents.ids) == store.ids
     # ... and those the features of the images
     image = np.asarray(Image.open(manifest.cells[3].image).convert("RGB"))
-    segmenter = load_lora_sam(finished / "finetune_sam" / "model")
+    segmenter = load_model(finished / "finetune_sam" / "model", LoraSam)
     logits = np.asarray(segmenter(resize_image(image, 112)[None])["low_res_logits"][0])
     view = cell_view(image, mask_at(logits[..., 1] - logits[..., 0], *image.shape[:2]), 1.25)
     feature = segmenter(resize_image(view, 112)[None])["feature"][0]

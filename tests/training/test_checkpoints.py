@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 from dorl_jax.errors import InputError
-from dorl_jax.models import Cae, CaeConfig
-from dorl_jax.training.checkpoints import load_cae, load_lora_sam, save_model
+from dorl_jax.models import Cae, CaeConfig, LoraSam
+from dorl_jax.training.checkpoints import load_model, save_model
 
 CONFIG = CaeConfig(
     width=16, grid=4, encoder_depth=2, decoder_depth=1, heads=2, projection=5, head_channels=(8, 6, 4, 3)
@@ -29,7 +29,7 @@ def rewrite(folder, **config):
 
 
 def test_round_trip(folder):
-    loaded, written = load_cae(folder), Cae(CONFIG, rngs=nnx.Rngs(0))
+    loaded, written = load_model(folder, Cae), Cae(CONFIG, rngs=nnx.Rngs(0))
     assert loaded.config == CONFIG
     for a, b in zip(jax.tree.leaves(nnx.state(loaded)), jax.tree.leaves(nnx.state(written)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -38,32 +38,32 @@ def test_round_trip(folder):
 def test_a_later_model_replaces_an_earlier_one(folder):
     other = Cae(CONFIG, rngs=nnx.Rngs(1))
     save_model(folder, other)
-    np.testing.assert_array_equal(load_cae(folder).projector.kernel[...], other.projector.kernel[...])
+    np.testing.assert_array_equal(load_model(folder, Cae).projector.kernel[...], other.projector.kernel[...])
 
 
 def test_a_key_too_few(folder):
     rewrite(folder, encoder_depth=3)
     with pytest.raises(InputError, match=r"does not fit the model: missing encoder.blocks.2.attn.proj.bias, .* more"):
-        load_cae(folder)
+        load_model(folder, Cae)
 
 
 def test_a_key_too_many(folder):
     rewrite(folder, encoder_depth=1)
     with pytest.raises(InputError, match=r"does not fit the model: unknown encoder.blocks.1.attn.proj.bias"):
-        load_cae(folder)
+        load_model(folder, Cae)
 
 
 def test_another_shape(folder):
     rewrite(folder, projection=6)
     with pytest.raises(InputError, match=r"other shape projector.bias: \(5,\) float32, not \(6,\) float32"):
-        load_cae(folder)
+        load_model(folder, Cae)
 
 
 def test_no_model(folder, tmp_path):
     with pytest.raises(InputError, match="model.json is missing"):
-        load_cae(tmp_path / "none")
+        load_model(tmp_path / "none", Cae)
     with pytest.raises(InputError, match="describes a Cae, expected a LoraSam"):
-        load_lora_sam(folder)
+        load_model(folder, LoraSam)
     rewrite(folder, width="wide")
     with pytest.raises(InputError, match="does not describe a model"):
-        load_cae(folder)
+        load_model(folder, Cae)

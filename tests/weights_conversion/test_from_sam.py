@@ -31,7 +31,7 @@ def test_all_but_the_mask_tokens_is_taken(checkpoint):
 def test_a_contradiction_is_an_error(checkpoint, golden):
     with pytest.raises(InputError, match="three numbers"):
         convert_lora_sam(checkpoint, pixel_mean=(1.0, 2.0))
-    with pytest.raises(InputError, match="missing from the state dict: image_encoder.blocks.12.*do not fit"):
+    with pytest.raises(InputError, match="the tensors are of vit_b .* not of vit_l"):
         convert_sam(checkpoint, "vit_l")
     with pytest.raises(InputError, match="no place for: image_encoder.blocks.12.norm1.weight"):
         convert_sam({**checkpoint, "image_encoder.blocks.12.norm1.weight": np.zeros(768, np.float32)}, "vit_b")
@@ -43,12 +43,13 @@ def test_a_contradiction_is_an_error(checkpoint, golden):
 
 def test_global_blocks_are_chosen_by_index(golden):
     from dorl_jax.models import SamConfig
-    from weights_conversion.sam import resize_positions
+    from weights_conversion.positions import resize_positions
+    from weights_conversion.sources import open_state_dict
 
     shapes = sam_shapes(golden, "vit_h")
-    tables = {name: np.ones(shape, np.float32) for name, shape in shapes.items() if "rel_pos_h" in name}
-    resized = resize_positions(tables, SamConfig.vit_h(224))
-    assert {value.shape for value in resized.values()} == {(27, 80)}
-    resized = resize_positions(tables, SamConfig.vit_h(512))
-    longer = {int(name.split(".")[2]) for name, value in resized.items() if len(value) == 63}
+    tables = open_state_dict({n: np.ones(shape, np.float32) for n, shape in shapes.items() if "rel_pos_h" in n})
+    resized = resize_positions(tables, SamConfig.vit_h(224).encoder)
+    assert {tensor.read().shape for tensor in resized.values()} == {(27, 80)}
+    resized = resize_positions(tables, SamConfig.vit_h(512).encoder)
+    longer = {int(name.split(".")[2]) for name, tensor in resized.items() if len(tensor.read()) == 63}
     assert longer == {7, 15, 23, 31}

@@ -11,7 +11,7 @@ from golden import as_nhwc, cae_state_dict, deviation, standard_normal
 from dorl_jax.losses import cae_loss
 from weights_conversion import convert_cae
 from weights_conversion.cae import CAE_RULES
-from weights_conversion.key_map import _target
+from weights_conversion.key_map import target_of
 
 
 @pytest.fixture(scope="module")
@@ -82,5 +82,5 @@ def test_training(model, features, kept, recorded):
     np.testing.assert_allclose(first["discrepancy"], recorded["mean_mmd"], rtol=1e-5)
     np.testing.assert_allclose(0.5 * first["mse"], recorded["rec_half_mse"], rtol=1e-5)
     for name, norm in zip(recorded["grad_names"], recorded["grad_norms"], strict=True):
-        path, _ = _target(list(CAE_RULES), name)
+        path, _ = target_of(CAE_RULES, name)
         np.testing.assert_allclose(np.linalg.norm(first_grads[path]), norm, rtol=1e-3, atol=1e-6, err_msg=name)

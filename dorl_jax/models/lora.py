@@ -90,12 +90,13 @@ class AdaptedLinear(nnx.Linear):
         """
         init = torch_uniform(in_features)
         super().__init__(in_features, out_features, dtype=dtype, kernel_init=init, bias_init=init, rngs=rngs)
+        parts = dict(sorted(parts.items()))  # nnx.merge puts a Dict in this order, and `places` has to stay in step
         self.places = tuple(parts.values())
         self.scale = config.scale
         self.lora = nnx.Dict(
             {name: Lora(in_features, stop - start, config.rank, rngs=rngs) for name, (start, stop) in parts.items()}
         )
-        self.unmerged: nnx.Data[Unmerged | None] = None
+        self.unmerged: Unmerged | None = nnx.data(None)
 
     def __call__(self, inputs: Float[Array, "*b i"], out_sharding: Any = None) -> Float[Array, "*b o"]:
         y = super().__call__(inputs, out_sharding)

@@ -1,6 +1,6 @@
 """Masks of what a user points at, in the manner of the official `SamPredictor` (Kirillov et al., arXiv 2304.02643).
 
-Images and prompts come in the images' own pixels and masks go out in them; the way to the model's input and back is here.
+Prompts and masks are in pixels of the image as it was given; the way to the model's input and back is here.
 """
 
 from collections.abc import Iterator, Sequence
@@ -257,7 +257,9 @@ class Predictor:
         shape = self.model.config.encoder.image_shape
         originals = [(image.shape[0], image.shape[1]) for image in images]
         sizes = [_fitted(size, shape) for size in originals]
-        weights = nnx.split(self.model)
+        graph, state = nnx.split(self.model)
+        # A state of its own: that of `split` changes with the model, and embeddings would meet another decoder.
+        weights = graph, jax.tree.map(lambda array: array, state)
         parts = []
         for rows, count in _calls(len(images), self.images_per_call):
             # `Sam.normalise` turns the pixel mean into exactly 0, its own padding; so all images have one shape.
@@ -286,11 +288,9 @@ class Predictor:
                 raise InputError(f"{prefix}{there} without {missing}: give both, a label for each point")
         (height, width), (new_height, new_width) = self.original_sizes[image], self.input_sizes[image]
         scale = np.array([new_width / width, new_height / height])
-        for argument in {"point_coords", "box"} & prompts.keys():
-            value = prompts[argument]
-            prompts[argument] = (
-                (value.reshape(*value.shape[:-1], -1, 2) * scale).reshape(value.shape).astype(np.float32)
-            )
+        for argument, factors in (("point_coords", scale), ("box", np.tile(scale, 2))):
+            if argument in prompts:
+                prompts[argument] = (prompts[argument] * factors).astype(np.float32)
         return prompts
 
     def _answers(
@@ -324,7 +324,11 @@ class Predictor:
         return logits, iou
 
     def _on_original(self, image: int, low_res: np.ndarray, return_logits: bool) -> np.ndarray:
-        """`Sam.postprocess` with OpenCV: the same within rounding, but compiled for no size and some 50 times faster."""
+        """Masks or logits of the image: `Sam.postprocess` within rounding.
+
+        By OpenCV, which needs no program compiled for each size and is some 50 times faster on a CPU; from other
+        devices this way fetches the small logits, not the large ones.
+        """
         model_height, model_width = self.model.config.encoder.image_shape
         (height, width), (new_height, new_width) = self.original_sizes[image], self.input_sizes[image]
         out = np.empty((*low_res.shape[:2], height, width), np.float32 if return_logits else bool)

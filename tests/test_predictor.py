@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from golden import deviation
 from PIL import Image
 
 from dorl_jax import predictor as module
@@ -185,6 +186,7 @@ def test_input_that_is_not_square():
             np.testing.assert_allclose(actual, wanted, **CLOSE)
 
 
+@pytest.mark.slow
 def test_hugging_face_processor(sam, predictor):
     """Its resize, padding, coordinates and way back, written by others."""
     torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'dorl-jax[convert]'")
@@ -321,9 +323,9 @@ def check_batch_against_singles(batched, prompts):
 
 
 def test_batch_is_one_by_one(predictor):
-    # Together 13 sets and so filled up to 16; an image without sets among them.
+    # An image without sets among them.
     check_batch_against_singles(
-        predictor, [prompts_on((40, 40), ALL, seed, sets) for seed, sets in enumerate((8, 0, 5))]
+        predictor, [prompts_on((40, 40), ALL, seed, sets) for seed, sets in enumerate((3, 0, 5))]
     )
 
 
@@ -349,8 +351,9 @@ def test_nothing_is_compiled_again(predictor):
     first = compiled((50, 70), 5)
     for size, sets in [((90, 31), 5), ((64, 64), 8), ((12, 200), 6)]:
         assert compiled(size, sets, multimask_output=sets > 5) == first
-    assert compiled((50, 70), 2) == (first[0], first[1] + 1)
-    assert compiled((70, 50), 2) == (first[0], first[1] + 1)
+    # 16 sets in a call, as in no other test.
+    assert compiled((50, 70), 9) == (first[0], first[1] + 1)
+    assert compiled((70, 50), 16) == (first[0], first[1] + 1)
 
 
 def test_way_back_is_that_of_the_model(sam, predictor):
@@ -370,8 +373,8 @@ def test_lora_sam_without_prompts():
     predictor.set_image(image)
     logits, iou, _ = predictor.predict(return_logits=True)
     expected = model(image[None])
-    np.testing.assert_allclose(logits[0], expected["logits"][0, ..., 1], **CLOSE)
-    np.testing.assert_allclose(iou, expected["iou"][0, 1:], **CLOSE)
+    assert deviation(logits[0], np.asarray(expected["logits"])[0, ..., 1]) < 5e-5
+    assert deviation(iou, np.asarray(expected["iou"])[0, 1:]) < 5e-5
 
 
 def test_the_model_is_read_when_an_image_is_set():

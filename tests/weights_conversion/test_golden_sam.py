@@ -30,6 +30,8 @@ def test_prompted_masks(golden):
     assert deviation(np.asarray(dense)[0].transpose(2, 0, 1)[:, ::16, ::16], recorded["dense_s16"]) < 1e-5
 
     logits, iou = (np.asarray(part) for part in model.decode(embedding, points, boxes, masks))
+    upscaled = np.asarray(model.postprocess(logits, recorded["image"].shape[:2], (384, 512)))
+    assert deviation(upscaled[0, ::8, ::8, 1:].transpose(2, 0, 1), recorded["upscaled_s8"]) < MASKS
     logits = logits[0].transpose(2, 0, 1)[:, ::4, ::4]
     assert deviation(logits[1:], recorded["low_res_multimask_s4"]) < MASKS
     assert deviation(logits[:1], recorded["low_res_single_s4"]) < MASKS

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dorl_jax.errors import InputError
 
@@ -23,8 +23,8 @@ def replicate(tree: T, mesh: Mesh) -> T:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def parameter_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """Where a parameter lives: split along its largest axis that divides, whole on every device if none does.
+def partition(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """How a parameter is split: along its largest axis that divides, not at all if none does.
 
     It is split over the mesh's `model` axis, or over all its devices if it has none of that name.
     """
@@ -32,9 +32,16 @@ def parameter_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     parts = math.prod(mesh.shape[name] for name in names)
     dividing = [axis for axis, size in enumerate(shape) if size and size % parts == 0]
     if not dividing or parts == 1:
-        return NamedSharding(mesh, PartitionSpec())
+        return PartitionSpec()
     chosen = max(dividing, key=lambda axis: shape[axis])
-    return NamedSharding(mesh, PartitionSpec(*[None] * chosen, names))
+    return PartitionSpec(*[None] * chosen, names)
+
+
+def parameter_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Where a parameter lives (see `partition`)."""
+    # The compiler shall choose how intermediate values are split, also on a mesh with explicit axes, today's default.
+    automatic = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    return NamedSharding(automatic, partition(shape, mesh))
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

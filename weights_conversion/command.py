@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import nnx
 
 from dorl_jax.errors import InputError
@@ -156,7 +157,7 @@ def _export(model: nnx.Module, options: argparse.Namespace, rows: list[Row]) -> 
 
 
 def _describe(model: nnx.Module) -> str:
-    count = sum(leaf.size for leaf in nnx.state(model).flat_state().leaves)
+    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model)))
     config: Any = model.config  # type: ignore[attr-defined]
     if not isinstance(model, Sam | LoraSam):
         return f"{type(model).__name__}, {count:,} numbers"

@@ -5,7 +5,7 @@ Only the names differ: every array, the fused qkv included, is the same in both.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,8 @@ def from_official(name: str, iou_depth: int = IOU_DEPTH) -> str:
     return renamed
 
 
-def as_official(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
-    """A state dict of `SamModel` under official names, and what it called each; what it does not know keeps its name.
+def as_official(tensors: Tensors) -> tuple[Tensors, Callable[[str], str]]:
+    """A state dict of `SamModel` under official names, and what it calls each; a name it does not have is kept.
 
     Raises:
       InputError: two different position encodings.
@@ -117,7 +117,8 @@ def as_official(tensors: Tensors) -> tuple[Tensors, dict[str, str]]:
         re.fullmatch(r"mask_decoder\.iou_prediction_head\.layers\.\d+\.weight", name) is not None for name in tensors
     )
     names = {to_official(name, depth) or name: name for name in tensors if name != TIED or SHARED not in tensors}
-    return {official: tensors[name] for official, name in names.items()}, names
+    renamed = {official: tensors[name] for official, name in names.items()}
+    return renamed, lambda official: names.get(official) or from_official(official, depth)
 
 
 def settings_beside(source: StateDict) -> dict[str, Any]:

@@ -240,7 +240,7 @@ def unload(
             continue
         name, layout = found
         value = leaf.get_value()
-        tensors[name] = np.ascontiguousarray(layout.to_torch(np.asarray(value)))
+        tensors[name] = np.asarray(layout.to_torch(np.asarray(value)), order="C")
         if report is not None:
             report.append(Row(name, tensors[name].shape, _join(path), value.shape, layout.name))
     if unnamed:

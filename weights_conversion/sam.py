@@ -68,8 +68,7 @@ def open_sam(
     known: dict[str, Any] = {} if decoder_heads is None else {"heads": decoder_heads}
     if not is_hugging_face(source):
         return source, str, known
-    source, names = as_official(source)
-    return source, lambda name: names.get(name) or from_official(name), settings_beside(state_dict) | known
+    return *as_official(source), settings_beside(state_dict) | known
 
 
 def export_sam(model: Sam, names: str = "official", *, report: list[Row] | None = None) -> dict[str, np.ndarray]:

@@ -72,7 +72,7 @@ def _read_encoder(source: Tensors) -> ImageEncoderConfig:
             "not a SAM checkpoint: expected tensors named as in the official ones (image_encoder.pos_embed, "
             "image_encoder.blocks.0.attn.qkv.weight, ...) or Hugging Face's (vision_encoder.pos_embed, ...)"
         )
-    patch = _patch_size(source, width)
+    patch = _patch_size(source)
     grid = table.shape[1:3] if len(table.shape) == 4 else (64, 64)
     return ImageEncoderConfig(
         image_size=_square_as_side(grid[0] * patch, grid[1] * patch),
@@ -86,10 +86,9 @@ def _read_encoder(source: Tensors) -> ImageEncoderConfig:
     )
 
 
-def _patch_size(source: Tensors, width: int) -> int:
+def _patch_size(source: Tensors) -> int:
     kernel = source.get(f"{_ENCODER}.patch_embed.proj.weight")
-    fits = kernel is not None and kernel.shape == (width, 3, kernel.shape[-1], kernel.shape[-1])
-    return kernel.shape[-1] if kernel is not None and fits else 16
+    return 16 if kernel is None else Counter(kernel.shape).most_common(1)[0][0]  # (width, 3, patch, patch)
 
 
 def _position_shapes(source: Tensors) -> dict[tuple[int, str], tuple[int, int]]:
@@ -115,16 +114,16 @@ def _with_global_blocks(source: Tensors, encoder: ImageEncoderConfig, preset: st
     if preset is not None:
         known = SamConfig.preset(preset).encoder
         return replace(encoder, global_blocks=known.global_blocks, window=known.window)
-    shapes = _position_shapes(source)
-    sides = {
-        block: ((shapes[block, "h"][0] + 1) // 2, (shapes[block, "w"][0] + 1) // 2)
-        for block in range(encoder.depth)
-        if (block, "h") in shapes and (block, "w") in shapes
+    size, grid = encoder.width // encoder.heads, dict(zip("hw", encoder.grid, strict=True))
+    # side of the grid or window that each table is for, where it is not that of the grid
+    other = {
+        place: (length + 1) // 2
+        for place, (length, columns) in _position_shapes(source).items()
+        if columns == size and length != 2 * grid[place[1]] - 1
     }
-    windowed = [side for side in sides.values() if side != encoder.grid]
-    window = _commonest(rows for rows, columns in windowed if rows == columns)
-    every = tuple(block for block in range(encoder.depth) if sides.get(block) in (None, encoder.grid))
-    return replace(encoder, global_blocks=every, window=window or encoder.window)
+    windowed = {block for block, _ in other}
+    every = tuple(block for block in range(encoder.depth) if block not in windowed)
+    return replace(encoder, global_blocks=every, window=_commonest(other.values()) or encoder.window)
 
 
 def _at_size(encoder: ImageEncoderConfig, size: ImageSize, *, certain: bool) -> ImageEncoderConfig:

@@ -10,7 +10,7 @@ from golden import cae_state_dict, lora_state_dict, sam_state_dict
 from small_sam import SMALL, assert_same_tensors, lora_sam, small_lora, small_sam
 
 from dorl_jax.errors import InputError
-from dorl_jax.models import LoraConfig, Sam
+from dorl_jax.models import LoraConfig
 from weights_conversion import (
     convert_cae,
     convert_lora_sam,
@@ -60,6 +60,7 @@ def test_lora_files(blocks):
     assert_same_model(convert_lora_sam(*files, image_size=32, blocks=blocks), model)
 
 
+@pytest.mark.slow
 def test_official_sizes(golden):
     """The real names and shapes; the position tables stay as they are."""
     sam = sam_state_dict(golden)
@@ -68,6 +69,7 @@ def test_official_sizes(golden):
     assert_same_tensors(export_lora_sam(convert_lora_sam(sam, lora)).lora, lora)
 
 
+@pytest.mark.slow
 def test_autoencoder(golden):
     source = cae_state_dict(golden)
     assert_same_tensors(export_cae(convert_cae(source)), source)
@@ -77,11 +79,11 @@ def test_autoencoder(golden):
 def test_files(tmp_path, suffix):
     if suffix == ".pth":
         pytest.importorskip("torch", reason="needs PyTorch: pip install 'dorl-jax[convert]'")
-    model = Sam(SMALL, rngs=nnx.Rngs(3))
+    model = convert_sam(small_sam())
     path = tmp_path / f"sam{suffix}"
     write_state_dict(export_sam(model), path)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    assert_same_tensors(read_state_dict(path), export_sam(model))
+    assert_same_tensors(read_state_dict(path), small_sam())
     assert_same_model(convert_sam(path), model)
 
 
@@ -92,6 +94,7 @@ def test_other_files(tmp_path):
         export_sam(convert_sam(small_sam()), "hugingface")
 
 
+@pytest.mark.slow
 def test_what_a_lora_file_cannot_hold():
     images = np.random.RandomState(0).randint(0, 256, (1, 32, 32, 3)).astype(np.uint8)
     model = lora_sam(LoraConfig(2, alpha=6.0, targets=("k", "mlp")))

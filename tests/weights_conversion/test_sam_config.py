@@ -43,6 +43,21 @@ def test_shapes_come_back(config):
     assert read_sam_config(tensors(shapes_of(config))) == config
 
 
+def test_one_damaged_tensor_does_not_change_what_is_read():
+    """So that the loading can name that tensor, and it alone."""
+    shapes = shapes_of(SMALL)
+    for name, shape in shapes.items():
+        damaged = [{**shapes, name: shape[::-1]}]
+        if name not in ("image_encoder.pos_embed", "image_encoder.patch_embed.proj.weight"):  # alone show the sizes
+            damaged.append({other: shape for other, shape in shapes.items() if other != name})
+            for source in damaged:
+                assert read_sam_config(tensors(source)) == SMALL, name
+    with pytest.raises(InputError, match=r"not a SAM checkpoint.*image_encoder.pos_embed"):
+        read_sam_config(tensors({name: shape for name, shape in shapes.items() if name != "image_encoder.pos_embed"}))
+    for stray in ("image_encoder.blocks.4.norm1.bias", "mask_decoder.transformer.layers.2.norm1.bias", "w_a_000"):
+        assert read_sam_config(tensors({**shapes, stray: (3,)})) == SMALL
+
+
 def test_another_variant_than_said(golden):
     source = tensors(sam_shapes(golden, "vit_b"))
     with pytest.raises(InputError, match=r"the tensors are of vit_b \(width 768, 12 blocks, 12 heads\), not of vit_l"):
@@ -80,8 +95,9 @@ def test_rank_is_read_off():
 
 def test_classes_are_read_off():
     # SAMed trains one mask token a class, and there are nine of them in its published files.
-    model = convert_lora_sam(small_sam(), small_lora(classes=9), image_size=32)
-    assert model(np.zeros((1, 32, 32, 3), np.uint8))["low_res_logits"].shape == (1, 16, 16, 9)
+    file = small_lora(classes=9)
+    model = convert_lora_sam(small_sam(), file, image_size=32)
+    np.testing.assert_array_equal(model.sam.mask_decoder.mask_tokens[...], file["mask_decoder.mask_tokens.weight"])
 
 
 def test_lora_on_some_blocks():

@@ -90,6 +90,14 @@ def at_224_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
+def scaled(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights of the attention between tokens and image divided by the root of their inputs, as all others are."""
+    return {
+        name: value / np.float32(np.sqrt(value.shape[1])) if "attn_" in name and value.ndim == 2 else value
+        for name, value in tensors.items()
+    }
+
+
 def cae_state_dict(folder: Path) -> dict[str, np.ndarray]:
     """DoRL's autoencoder."""
     shapes = json.loads((folder / "cae_state_dict_keys.json").read_text())

@@ -76,7 +76,8 @@ def lora_sam(
     p: Parameters, images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> dict[str, torch.Tensor]:
     """Images (B, 224, 224, 3) -> feature, low_res_logits and iou, channels first."""
-    x = ((torch.tensor(images).float() - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
+    pixels = torch.tensor(images).to(torch.get_default_dtype())
+    x = ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
     encoder, decoder = "image_encoder", "mask_decoder"
     x = F.conv2d(x, p[f"{encoder}.patch_embed.proj.weight"], p[f"{encoder}.patch_embed.proj.bias"], stride=16)
     x = x.permute(0, 2, 3, 1) + p[f"{encoder}.pos_embed"]

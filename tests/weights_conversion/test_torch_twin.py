@@ -1,24 +1,18 @@
 """LoRA-SAM against a PyTorch twin, live, on weights that keep every attention in its working range."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from fine_tuning import fine_tune
-from golden import deviation, lora_state_dict, sam_state_dict
+from flax import nnx
+from golden import deviation, lora_state_dict, sam_state_dict, scaled
 
 from dorl_jax.models import DORL_PIXEL_MEAN, DORL_PIXEL_STD
-from weights_conversion import convert_lora_sam
+from weights_conversion import convert_lora_sam, export_lora_sam, write_state_dict
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'dorl-jax[convert]'")
 
 pytestmark = pytest.mark.slow
-
-
-def scaled(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Weights of the attention between tokens and image divided by the root of their inputs, as all others are."""
-    return {
-        name: value / np.float32(np.sqrt(value.shape[1])) if "attn_" in name and value.ndim == 2 else value
-        for name, value in tensors.items()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +33,27 @@ def test_outputs(weights, images):
         expected = torch_twin.lora_sam(torch_twin.parameters(*weights), images, DORL_PIXEL_MEAN, DORL_PIXEL_STD)
     for name, value in expected.items():
         assert deviation(np.moveaxis(np.asarray(out[name]), -1, 1), value.numpy()) < 1e-5, name
+
+
+def test_what_is_written_runs_in_pytorch(weights, images, tmp_path):
+    """A LoRA-SAM with other values than it came with, through the files that the original code loads."""
+    import torch_twin
+
+    model = convert_lora_sam(*weights)
+    rng = np.random.RandomState(9)
+    for _, leaf in nnx.to_flat_state(nnx.state(model, nnx.LoRAParam)):
+        leaf.set_value(jnp.asarray(rng.standard_normal(leaf.shape).astype(np.float32) / np.sqrt(leaf.shape[0])))
+    model.sam.mask_decoder.mask_tokens.set_value(-model.sam.mask_decoder.mask_tokens[...])
+    for name, tensors in zip(("sam", "lora"), export_lora_sam(model), strict=True):
+        write_state_dict(tensors, tmp_path / f"{name}.pth")
+    sam, lora = (torch.load(tmp_path / f"{name}.pth", weights_only=True) for name in ("sam", "lora"))
+    parameters = torch_twin.parameters(*({name: x.numpy() for name, x in part.items()} for part in (sam, lora)))
+    with torch.no_grad():
+        expected = torch_twin.lora_sam(parameters, images, DORL_PIXEL_MEAN, DORL_PIXEL_STD)
+    out, before = model(images), convert_lora_sam(*weights)(images)
+    for name, value in expected.items():
+        assert deviation(np.moveaxis(np.asarray(out[name]), -1, 1), value.numpy()) < 1e-5, name
+        assert deviation(np.asarray(before[name]), np.asarray(out[name])) > 1e-2, name
 
 
 def test_fine_tuning(weights, images):

@@ -7,6 +7,7 @@ iou_depth; iou_head_hidden_dim, iou_hidden; layer_norm_eps of the mask decoder, 
 only be 2: it reaches the last attention alone, while those inside the two-way blocks are always halved.
 """
 
+import math
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -63,29 +64,34 @@ def their_config(config: SamConfig) -> "transformers.SamConfig":
     )
 
 
-def drawn(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """A random tensor of that name: none is constant, and activations and attention scores are of order 1."""
-    z = rng.standard_normal(shape, np.float32)
+def mean_and_deviation(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Of a random tensor of that name, so that none is constant and activations and scores are of order 1."""
     if "positional_embedding" in name:
-        return z
+        return 0, 1
     if name.endswith("bias"):
-        return np.float32(0.1) * z
+        return 0, 0.1
     if len(shape) == 1:
-        return 1 + np.float32(0.1) * z
+        return 1, 0.1
     if "rel_pos" in name:
-        return np.float32(0.3) * z
-    if "embed." in name.replace("mask_embed.", "").replace("patch_embed.", "") or "token" in name.split(".")[1]:
-        return np.float32(0.5) * z
-    return z / np.sqrt(np.prod(shape[1:], dtype=np.float32))
+        return 0, 0.3
+    if "point_embed." in name or name.endswith(
+        ("_token.weight", "_tokens.weight", "pos_embed", "no_mask_embed.weight")
+    ):
+        return 0, 0.5
+    return 0, math.prod(shape[1:]) ** -0.5
 
 
 def twins(config: SamConfig, seed: int = 0) -> "tuple[transformers.SamModel, Sam]":
     """Theirs and ours."""
-    rng = np.random.default_rng(seed)
-    theirs = transformers.SamModel(their_config(config)).eval()
+    with torch.device("meta"):  # their own random values are not needed
+        theirs = transformers.SamModel(their_config(config))
+    theirs = theirs.to_empty(device="cpu").eval()
+    theirs.tie_weights()
+    random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
-            parameter.copy_(torch.from_numpy(drawn(name, tuple(parameter.shape), rng)))
+            mean, deviation = mean_and_deviation(name, tuple(parameter.shape))
+            parameter.normal_(mean, deviation, generator=random)
     return theirs, as_sam(config, theirs.state_dict())
 
 

@@ -93,6 +93,7 @@ def convert_lora_sam(
             for name, tensor in source.items()
             if name.startswith(_DECODERS)
         ]
+        known.pop("epsilon", None)  # of Hugging Face's decoder; the one in the LoRA file is of the official code
         tuned = open_state_dict(lora_state_dict)
         source = {name: tensor for name, tensor in source.items() if not name.startswith(_DECODERS)} | tuned
         config = read_sam_config(source, variant, image_size, **known)

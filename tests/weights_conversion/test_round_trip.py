@@ -49,6 +49,14 @@ def test_hugging_face_names():
     assert dataclasses.replace(model.config, decoder=decoder) == convert_sam(official).config
 
 
+def test_the_names_of_the_sam_do_not_matter_to_a_lora_sam():
+    official = small_sam()
+    named = {from_official(name): value for name, value in official.items()}
+    models = [convert_lora_sam(sam, small_lora(), image_size=32) for sam in (official, named)]
+    assert_same_model(*models)
+    assert models[0].config.decoder.epsilon == 1e-5  # the decoder is the LoRA file's, and that is the official code's
+
+
 @pytest.mark.parametrize("blocks", [None, (2, 0)])
 def test_lora_files(blocks):
     sam, lora = small_sam(), small_lora(blocks=len(blocks) if blocks else 4)

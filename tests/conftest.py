@@ -1,8 +1,11 @@
 """Fixtures shared by all tests."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 from jaxtyping import install_import_hook
 
@@ -18,6 +21,14 @@ def _folder(variable: str, what: str) -> Path:
     if not folder.is_dir():
         pytest.fail(f"{variable} names {value}, which is no folder")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_dropped() -> Iterator[None]:
+    """Compiled programs of a file of tests are of no use to the next, and there are gigabytes of them in all."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

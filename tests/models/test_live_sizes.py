@@ -1,5 +1,6 @@
 """A checkpoint brought to other image sizes, square or not, against PyTorch's resizing and Hugging Face's layers."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import deviation
@@ -54,6 +55,6 @@ def test_positions_of_the_decoder():
     expected = np.concatenate([np.sin(angles), np.cos(angles)], -1)
     np.testing.assert_allclose(prompts.dense_positions(), expected, atol=1e-5)
     # the corner of a box at the centre of a token has that token's position, and the embedding of a first corner
-    sparse, _ = prompts(1, boxes=np.array([[27.5, 11.5, 60.0, 40.0]], np.float32))
+    sparse, _ = prompts(1, boxes=jnp.array([[27.5, 11.5, 60.0, 40.0]]))
     corner = sparse[0, 0] - prompts.point_embeddings[2][...][0]
     np.testing.assert_allclose(corner, expected[1, 3], atol=1e-5)

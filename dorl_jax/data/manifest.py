@@ -1,8 +1,6 @@
 """What a data set is: cells of several laboratories, their images, masks and common classes."""
 
-import csv
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +14,14 @@ from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
 from dorl_jax.data.images import ImageError, read_image, read_mask
+from dorl_jax.data.laboratory import open_laboratories, open_laboratory
+from dorl_jax.data.listing import Listing, Row
+from dorl_jax.data.sources import ImageSource, parse_source
+from dorl_jax.data.tables import LABELS_FILE
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError, name_some, suggest
 from dorl_jax.files import replacing
 
-LABELS_FILE = "labels.csv"
 SMALLEST_SIDE = 16
 
 
@@ -31,16 +32,20 @@ class Cell:
     Attributes:
       id: `"<laboratory>/<file>"`, unique in a manifest.
       laboratory: where the image comes from; the name of its folder.
-      image: absolute path.
-      mask: absolute path, or None.
+      image: where it is; an absolute path, or a part of a picture or data set.
+      mask: the same, or None.
       label: the common class.
+      group: patient or slide, "" if unknown.
+      split: as published, "" if there is none.
     """
 
     id: str
     laboratory: str
-    image: Path
-    mask: Path | None
+    image: ImageSource
+    mask: ImageSource | None
     label: str
+    group: str = ""
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,94 +87,70 @@ class Failure:
     """A cell that cannot be used: its id, its image, and the reason in one line."""
 
     id: str
-    image: Path
+    image: ImageSource
     reason: str
 
 
-def read_laboratory(folder: Path, taxonomy: Taxonomy, *, label_column: str = "class") -> Manifest:
-    """The cells that `folder/labels.csv` lists.
+def read_laboratory(path: Path, taxonomy: Taxonomy) -> Manifest:
+    """The cells of one laboratory (see `laboratory.open_laboratory`, `make_manifest`)."""
+    return make_manifest([open_laboratory(path)], taxonomy)
 
-    Columns: `file` and `class` (see `label_column`), optionally `mask` and `duplicate_of`; others are
-    ignored. Paths are relative to the folder. A row with a `duplicate_of` is left out, an empty `mask` means
-    none. Images are not opened: see `check_cells`.
+
+def read_laboratories(root: Path, names: Sequence[str], taxonomy: Taxonomy) -> Manifest:
+    """The cells of several laboratories (see `laboratory.open_laboratories`, `make_manifest`)."""
+    return make_manifest(open_laboratories(root, names), taxonomy)
+
+
+def make_manifest(listings: Sequence[Listing], taxonomy: Taxonomy) -> Manifest:
+    """The cells of laboratories under common classes.
+
+    Rows that repeat another are left out. Images are not opened: see `check_cells`.
 
     Args:
-      folder: its name is the laboratory's.
-      taxonomy: from raw labels to common classes.
-      label_column: where the raw label stands.
+      listings: a laboratory each.
+      taxonomy: from labels to common classes, behind the words of the laboratories.
 
     Raises:
-      InputError: no CSV, no rows, a missing column, an unknown label, a missing image or mask file, a file
-        listed twice, or no cell left.
+      InputError: an unknown label, a missing image or mask file, or a laboratory without a cell; the message names the
+        row.
     """
-    table = Path(folder) / LABELS_FILE
-    if not table.is_file():
-        raise InputError(f"no {LABELS_FILE} in {folder}: a laboratory is a folder with that file")
-    folder = Path(os.path.abspath(folder))
     cells: list[Cell] = []
     dropped: Counter[str] = Counter()
-    line_of: dict[Path, int] = {}
-    rows = _rows(table, ("file", label_column))
-    for line, row in rows:
-        where = f"{table}, line {line}"
-        file, raw = row["file"], row[label_column]
-        if not file or not raw:
-            raise InputError(f"{where}: empty {'file' if not file else label_column}")
-        if row.get("duplicate_of"):
-            continue
-        image = Path(os.path.normpath(folder / file))
-        if image in line_of:
-            raise InputError(f"{where}: {file} is listed already in line {line_of[image]}; leave one out")
-        line_of[image] = line
-        try:
-            label = taxonomy.resolve(raw)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-        if label is None:
-            dropped[raw] += 1
-            continue
-        mask = Path(os.path.normpath(folder / row["mask"])) if row.get("mask") else None
-        for kind, path in (("image", image), ("mask", mask)):
-            if path is not None and not path.is_file():
-                raise InputError(f"{where}: no {kind} file at {path}")
-        cells.append(Cell(f"{folder.name}/{Path(file).as_posix()}", folder.name, image, mask, label))
-    if not cells:
-        labels = name_some(dropped) or "none"
-        raise InputError(f"{table}: no cell left of {len(rows)} rows (labels dropped: {labels})")
-    return Manifest(tuple(cells), (folder.name,), taxonomy.classes, dict(dropped))
+    for listing in listings:
+        own: Counter[str] = Counter()
+        before = len(cells)
+        for row in listing.rows:
+            if row.duplicate_of:
+                continue
+            label = resolve_label(row, listing, taxonomy)
+            if label is None:
+                own[row.label] += 1
+                continue
+            for kind, source in (("image", row.image), ("mask", row.mask)):
+                if isinstance(source, Path) and not source.is_file():
+                    raise InputError(f"{row.where}: no {kind} file at {source}")
+            id = f"{listing.name}/{row.file}"
+            cells.append(Cell(id, listing.name, row.image, row.mask, label, row.group, row.split))
+        if len(cells) == before:
+            labels = name_some(own) or "none"
+            raise InputError(f"{listing.name}: no cell left of {len(listing.rows)} rows (labels dropped: {labels})")
+        dropped += own
+    return Manifest(tuple(cells), tuple(listing.name for listing in listings), taxonomy.classes, dict(dropped))
 
 
-def read_laboratories(root: Path, names: Sequence[str], taxonomy: Taxonomy, *, label_column: str = "class") -> Manifest:
-    """The cells of several laboratories, each a sub-folder of `root` (see `read_laboratory`).
-
-    Args:
-      root: the folder that holds the laboratories.
-      names: sub-folders, in the wanted order; none means every one with a `labels.csv`, in alphabetical
-        order.
-      taxonomy: from raw labels to common classes.
-      label_column: where the raw label stands.
+def resolve_label(row: Row, listing: Listing, taxonomy: Taxonomy) -> str | None:
+    """The common class of a row, or None where its cell is left out.
 
     Raises:
-      InputError: no such folder, an unknown or repeated laboratory, or what `read_laboratory` refuses.
+      InputError: the label is unknown; the message names the row and the nearest known label.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"no data folder at {root}")
-    found = sorted(path.parent.name for path in root.glob(f"*/{LABELS_FILE}"))
-    if not found:
-        raise InputError(f"no laboratory in {root}: none of its folders has a {LABELS_FILE}")
-    for name in names:
-        if name not in found:
-            raise _no_laboratory(name, found)
-    if len(set(names)) < len(names):
-        raise InputError(f"a laboratory is named twice: {', '.join(names)}")
-    parts = [read_laboratory(root / name, taxonomy, label_column=label_column) for name in names or found]
-    return Manifest(
-        cells=tuple(cell for part in parts for cell in part.cells),
-        laboratories=tuple(part.laboratories[0] for part in parts),
-        classes=taxonomy.classes,
-        dropped=dict(sum((Counter(part.dropped) for part in parts), Counter())),
-    )
+    word = listing.words.get(row.label, row.label)
+    if not word:
+        return None
+    try:
+        return taxonomy.resolve(word)
+    except InputError as error:
+        raise InputError(f"{row.where}: {error}") from error
 
 
 def save_cells(manifest: Manifest, path: Path) -> None:
@@ -182,6 +163,8 @@ def save_cells(manifest: Manifest, path: Path) -> None:
         "image": [str(cell.image) for cell in cells],
         "mask": [str(cell.mask) if cell.mask else None for cell in cells],
         "label": [cell.label for cell in cells],
+        "group": [cell.group for cell in cells],
+        "split": [cell.split for cell in cells],
     }
     rest = {
         "laboratories": manifest.laboratories,
@@ -209,8 +192,8 @@ def load_cells(path: Path) -> Manifest:
         raise InputError(f"{path} is no list of cells: it has the columns {', '.join(table.column_names)}")
     rest = json.loads(table.schema.metadata[_METADATA_KEY])
     cells = tuple(
-        Cell(id, laboratory, Path(image), None if mask is None else Path(mask), label)
-        for id, laboratory, image, mask, label in zip(*table.to_pydict().values(), strict=True)
+        Cell(id, laboratory, parse_source(image), None if mask is None else parse_source(mask), *rest_of_cell)
+        for id, laboratory, image, mask, *rest_of_cell in zip(*table.to_pydict().values(), strict=True)
     )
     return Manifest(cells, tuple(rest["laboratories"]), tuple(rest["classes"]), rest["dropped"])
 
@@ -291,31 +274,10 @@ _SCHEMA = pa.schema(
         pa.field("image", pa.string(), nullable=False),
         pa.field("mask", pa.string()),
         pa.field("label", pa.string(), nullable=False),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
     ]
 )
-
-
-def _rows(table: Path, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Line number and stripped values of every row; an absent trailing value is empty."""
-    try:
-        # utf-8-sig: spreadsheets put a byte-order mark first.
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="", strict=True)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            for name in required:
-                if name not in columns:
-                    listed = ", ".join(columns) or "none"
-                    raise InputError(f"{table}: no column {name!r}{suggest(name, columns)}; there are: {listed}")
-            reader.fieldnames = columns
-            rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table} is not a readable CSV file in UTF-8: {error}") from error
-    if not rows:
-        raise InputError(f"{table} has no rows")
-    for line, row in rows:
-        if None in row:
-            raise InputError(f"{table}, line {line}: more values than the {len(columns)} columns")
-    return [(line, {key: value.strip() for key, value in row.items()}) for line, row in rows]
 
 
 def _reason(cell: Cell) -> str | None:

@@ -59,11 +59,11 @@ def test_paths_do_not_depend_on_the_working_folder(
     assert (cell.id, cell.image) == ("lab/a.png", folder / "a.png")
 
 
-def test_other_label_column_and_byte_order_mark(make_laboratory: Make, five: Taxonomy) -> None:
-    folder = make_laboratory([row("a.png", fine="eosinophil")])
+def test_byte_order_mark(make_laboratory: Make, five: Taxonomy) -> None:
+    folder = make_laboratory([row("a.png")])
     table = folder / "labels.csv"
     table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
-    assert read_laboratory(folder, five, label_column="fine").cells[0].label == "eosinophil"
+    assert read_laboratory(folder, five).cells[0].label == "monocyte"
 
 
 def test_unknown_label_names_file_line_and_nearest(make_laboratory: Make, five: Taxonomy) -> None:
@@ -96,9 +96,8 @@ def test_unknown_label_names_file_line_and_nearest(make_laboratory: Make, five: 
 def test_bad_csv(make_laboratory: Make, five: Taxonomy, text: str, message: str) -> None:
     folder = make_laboratory([row("a.png")])
     (folder / "labels.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message):
         read_laboratory(folder, five)
-    assert str(folder / "labels.csv") in str(caught.value)
 
 
 def test_no_csv(tmp_path: Path, five: Taxonomy) -> None:

@@ -1,0 +1,241 @@
+"""Laboratories from what they come as: a table, a tree, a published or built set, or a file that says which."""
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dorl_jax import config
+from dorl_jax.data.listing import Listing, Row
+from dorl_jax.data.tables import LABELS_FILE, Columns, read_table
+from dorl_jax.data.trees import is_tree, read_tree
+from dorl_jax.errors import InputError, name_some, suggest
+
+LABORATORY_FILES = ("laboratory.toml", "laboratory.yaml", "laboratory.yml")
+_BUILT_FILE = "dataset_info.json"
+# Folders that a tree keeps its images and masks in.
+_IMAGES, _MASKS = "images", "masks"
+
+
+@dataclass(frozen=True)
+class LaboratoryFile:
+    """What `laboratory.toml` or `laboratory.yaml` says.
+
+    Attributes:
+      name: of the laboratory; the name of its folder if empty.
+      root: folder of the images, relative to this file; `${NAME}` is an environment variable.
+      table: CSV file, relative to `root`.
+      images: class-per-folder tree, relative to `root`. If neither a table nor a tree nor a published set is named,
+        what `root` holds decides.
+      masks: tree of masks that mirrors `images`, relative to `root`.
+      published: name of a published data set that `root` holds as it was downloaded.
+      columns: what the columns of the table are called.
+      group: regular expression, searched in the file's name: its first group (or all it matches) is the patient or
+        slide.
+      split: the same for the part the image belongs to.
+      labels: the laboratory's label -> the word of a taxonomy.
+      dropped: labels whose cells are left out.
+    """
+
+    name: str = ""
+    root: str = "."
+    table: str = ""
+    images: str = ""
+    masks: str = ""
+    published: str = ""
+    columns: Columns = field(default_factory=Columns)
+    group: str = ""
+    split: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+
+
+def open_laboratory(path: Path) -> Listing:
+    """One laboratory.
+
+    Args:
+      path: a laboratory file (see `LaboratoryFile`), or a folder with one, with a `labels.csv`, with a built data set,
+        or with a folder of images for each class (in it, or in its `images`, with masks in `masks`).
+
+    Raises:
+      InputError: none of these, or what the reader of its kind refuses.
+    """
+    path = Path(os.path.abspath(path))
+    if path.is_file():
+        if path.suffix.lower() not in (".toml", ".yaml", ".yml"):
+            raise InputError(f"{path} is no laboratory: give a folder, or a .toml or .yaml file that describes one")
+        return _described(path)
+    if not path.is_dir():
+        raise InputError(f"no laboratory at {path}")
+    reader = _reader(path)
+    if reader is None:
+        raise InputError(
+            f"no {LABELS_FILE} in {path}, no {LABORATORY_FILES[0]} and no folder of images for each class: "
+            "a laboratory has one of them"
+        )
+    return reader(path)
+
+
+def open_laboratories(root: Path, names: Sequence[str] = ()) -> tuple[Listing, ...]:
+    """The laboratories in a folder, or the one that it is.
+
+    Args:
+      root: holds a folder for each laboratory, or is one (see `open_laboratory`).
+      names: those to read, in the wanted order; none means all, in alphabetical order.
+
+    Raises:
+      InputError: no such folder, no laboratory, an unknown name, or two laboratories of one name.
+    """
+    root = Path(os.path.abspath(root))
+    if not root.exists():
+        raise InputError(f"no data folder at {root}")
+    found = _find(root)
+    if not found:
+        raise InputError(
+            f"no laboratory in {root}: none of its folders has a {LABELS_FILE}, a {LABORATORY_FILES[0]} or a folder of "
+            "images for each class"
+        )
+    for name in names:
+        if name not in found:
+            raise InputError(f"no laboratory {name!r}{suggest(name, found)}; there are: {name_some(found, 20)}")
+    if len(set(names)) < len(names):
+        raise InputError(f"a laboratory is named twice: {', '.join(names)}")
+    listings = tuple(open_laboratory(found[name]) for name in names or sorted(found))
+    seen: dict[str, Path] = {}
+    for key, listing in zip(names or sorted(found), listings, strict=True):
+        if listing.name in seen:
+            raise InputError(f"two laboratories are called {listing.name!r}: {seen[listing.name]} and {found[key]}")
+        seen[listing.name] = found[key]
+    return listings
+
+
+def _find(root: Path) -> dict[str, Path]:
+    """Name of the folder (or laboratory file) -> path."""
+    if root.is_file() or any((root / name).is_file() for name in (*LABORATORY_FILES, LABELS_FILE, _BUILT_FILE)):
+        return {root.stem if root.is_file() else root.name: root}
+    inner = {path.name: path for path in root.iterdir() if path.is_dir() and _reader(path) is not None}
+    # Folders of images are the classes of one laboratory; folders of such folders are laboratories.
+    return inner or ({root.name: root} if _reader(root) is not None else {})
+
+
+def _reader(folder: Path) -> Callable[[Path], Listing] | None:
+    for name in LABORATORY_FILES:
+        if (folder / name).is_file():
+            return lambda folder, name=name: _described(folder / name)  # type: ignore[misc]
+    if (folder / LABELS_FILE).is_file():
+        return lambda folder: Listing(folder.name, read_table(folder / LABELS_FILE, folder))
+    if (folder / _BUILT_FILE).is_file():
+        return _built
+    if is_tree(folder / _IMAGES if (folder / _IMAGES).is_dir() else folder):
+        return lambda folder: _tree(folder, "", "")
+    return None
+
+
+def _built(folder: Path) -> Listing:
+    from dorl_jax.data.built import read_built  # tensorflow-datasets is slow to import
+
+    return read_built(folder)
+
+
+def _tree(folder: Path, images: str, masks: str) -> Listing:
+    if not images and (folder / _IMAGES).is_dir():
+        images = _IMAGES
+        masks = masks or (_MASKS if (folder / _MASKS).is_dir() else "")
+    rows, notes = read_tree(folder / images, folder / masks if masks else None)
+    return Listing(folder.name, rows, {}, notes)
+
+
+def _described(path: Path) -> Listing:
+    """The laboratory that a file describes."""
+    said = config.build(LaboratoryFile, _parse(path), origin=str(path))
+    named = [key for key in ("table", "images", "published") if getattr(said, key)]
+    if len(named) > 1:
+        raise InputError(f"{path}: give one of {' and '.join(named)}")
+    root = Path(os.path.abspath(path.parent / config.expand_path(said.root, f"root of {path}")))
+    if not root.is_dir():
+        raise InputError(f"{path}: no folder at {root} (root = {said.root!r})")
+    if said.published:
+        from dorl_jax.data.sets import find_set
+
+        listing = find_set(said.published).read(root)
+    elif said.table:
+        listing = Listing("", read_table(root / said.table, root, said.columns))
+    elif said.images or not (root / LABELS_FILE).is_file():
+        listing = _tree(root, said.images, said.masks)
+    else:
+        listing = Listing("", read_table(root / LABELS_FILE, root, said.columns))
+    both = sorted(set(said.labels) & set(said.dropped))
+    if both:
+        raise InputError(f"{path}: both mapped and dropped: {name_some(both)}")
+    words = {**listing.words, **said.labels, **dict.fromkeys(said.dropped, "")}
+    used = {row.label for row in listing.rows}
+    notes = list(listing.notes)
+    unused = [label for label in (*said.labels, *said.dropped) if label not in used]
+    if unused:
+        notes.append(f"{path.name} maps labels that no image has: {name_some(unused)}.")
+    rows = listing.rows
+    for key in ("group", "split"):
+        if pattern := getattr(said, key):
+            rows, missed = _search(rows, key, pattern, path)
+            if missed:
+                notes.append(f"{len(missed)} files do not match {key} = {pattern!r}: {name_some(missed, 3)}.")
+    default = path.parent.name if path.name in LABORATORY_FILES else path.stem
+    return Listing(said.name or default, rows, words, tuple(notes))
+
+
+def _search(rows: tuple[Row, ...], key: str, pattern: str, path: Path) -> tuple[tuple[Row, ...], list[str]]:
+    """The rows with what the pattern finds in their file's name, and the files it does not match."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{path}: {key} = {pattern!r} is no regular expression: {error}") from error
+    found, missed = [], []
+    for row in rows:
+        match = expression.search(row.file)
+        if match is None:
+            missed.append(row.file)
+            found.append(row)
+        else:
+            value = match[1] if expression.groups else match[0]
+            found.append(replace(row, group=value) if key == "group" else replace(row, split=value))
+    return tuple(found), missed
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".toml":
+            return tomllib.loads(text)
+        # Every scalar is text: YAML would read the labels NO and 1e5 as something else.
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
+        _refuse_repeated_keys(node, path)
+        tree = yaml.load(text, Loader=yaml.BaseLoader)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} does not hold keys and values")
+    return tree
+
+
+def _refuse_repeated_keys(node: Any, path: Path) -> None:
+    """TOML refuses a repeated key, YAML takes the last one."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_keys(item, path)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: set[str] = set()
+    for key, value in node.value:
+        if key.value in seen:
+            raise InputError(f"{path}, line {key.start_mark.line + 1}: {key.value!r} is there twice")
+        seen.add(key.value)
+        _refuse_repeated_keys(value, path)

@@ -1,0 +1,104 @@
+"""A laboratory as a table: a CSV file that lists its images."""
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from dorl_jax.data.listing import Row
+from dorl_jax.errors import InputError, suggest
+
+LABELS_FILE = "labels.csv"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a table are called.
+
+    Attributes:
+      file: path of the image, relative to the folder of the laboratory.
+      label: the laboratory's own word for the cell.
+      mask: path of the mask; may be absent or empty, as all below.
+      group: patient or slide.
+      split: "train", "test" or whatever was published.
+      duplicate_of: the file that this row repeats; such rows are left out.
+    """
+
+    file: str = "file"
+    label: str = "class"
+    mask: str = "mask"
+    group: str = "group"
+    split: str = "split"
+    duplicate_of: str = "duplicate_of"
+
+
+def read_table(table: Path, folder: Path, columns: Columns | None = None) -> tuple[Row, ...]:
+    """The rows of a CSV file in UTF-8, with a header. Columns that are not asked for are ignored.
+
+    Args:
+      table: the file.
+      folder: what its paths are relative to.
+      columns: their names; the default ones need not be there, but for `file` and `class`.
+
+    Raises:
+      InputError: no CSV, no rows, a missing column, an empty file or label, or a file that is listed twice.
+    """
+    if not table.is_file():
+        raise InputError(f"no table at {table}")
+    columns = columns or Columns()
+    usual = Columns()
+    required = [columns.file, columns.label]
+    for name in ("mask", "group", "split", "duplicate_of"):
+        if getattr(columns, name) != getattr(usual, name):
+            required.append(getattr(columns, name))
+    folder = Path(os.path.abspath(folder))
+    rows: list[Row] = []
+    line_of: dict[str, int] = {}
+    for line, values in _values(table, required):
+        where = f"{table}, line {line}"
+        text = {field.name: values.get(getattr(columns, field.name), "") for field in fields(Columns)}
+        for key in ("file", "label"):
+            if not text[key]:
+                raise InputError(f"{where}: empty {getattr(columns, key)}")
+        image = os.path.normpath(folder / text["file"])
+        if not text["duplicate_of"]:
+            if image in line_of:
+                raise InputError(f"{where}: {text['file']} is listed already in line {line_of[image]}; leave one out")
+            line_of[image] = line
+        rows.append(
+            Row(
+                file=Path(text["file"]).as_posix(),
+                image=Path(image),
+                label=text["label"],
+                mask=Path(os.path.normpath(folder / text["mask"])) if text["mask"] else None,
+                group=text["group"],
+                split=text["split"],
+                duplicate_of=text["duplicate_of"],
+                where=where,
+            )
+        )
+    return tuple(rows)
+
+
+def _values(table: Path, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Line number and stripped values of every row; an absent trailing value is empty."""
+    try:
+        # utf-8-sig: spreadsheets put a byte-order mark first.
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restval="", strict=True)
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            for name in required:
+                if name not in columns:
+                    listed = ", ".join(columns) or "none"
+                    raise InputError(f"{table}: no column {name!r}{suggest(name, columns)}; there are: {listed}")
+            reader.fieldnames = columns
+            rows = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table} is not a readable CSV file in UTF-8: {error}") from error
+    if not rows:
+        raise InputError(f"{table} has no rows")
+    for line, row in rows:
+        if None in row:
+            raise InputError(f"{table}, line {line}: more values than the {len(columns)} columns")
+    return [(line, {key: value.strip() for key, value in row.items()}) for line, row in rows]

@@ -1,0 +1,99 @@
+"""A laboratory as a tree: one folder for each class."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+from dorl_jax.data.listing import Row
+from dorl_jax.errors import InputError, name_some
+
+SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp")
+
+
+def read_tree(folder: Path, masks: Path | None = None) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """The images under the folders of a tree; the name of the outermost folder is the label.
+
+    Args:
+      folder: holds a folder for each class; deeper folders belong to the class.
+      masks: a tree of the same shape that holds the masks: the mask of `a/b.jpg` is `a/b.png`, or of any other ending.
+        An image without one has no mask.
+
+    Returns:
+      The rows in alphabetical order, and remarks: what was not taken for an image, masks without an image.
+
+    Raises:
+      InputError: no such folder, no image in it, or two masks for an image.
+    """
+    folder = Path(os.path.abspath(folder))
+    if not folder.is_dir():
+        raise InputError(f"no folder at {folder}")
+    images, others = _images(folder)
+    mask_of = _masks(Path(os.path.abspath(masks))) if masks is not None else {}
+    rows = []
+    for image in images:
+        file = image.relative_to(folder)
+        if len(file.parts) < 2:
+            others.append(image)
+            continue
+        rows.append(
+            Row(
+                file=file.as_posix(),
+                image=image,
+                label=file.parts[0],
+                mask=mask_of.pop(file.with_suffix("").as_posix(), None),
+                where=str(image),
+            )
+        )
+    if not rows:
+        raise InputError(f"no image in the folders of {folder}: a tree has a folder of images for each class")
+    notes = []
+    if others:
+        kinds = Counter(path.suffix or path.name for path in others)
+        listed = name_some((f"{count} {suffix}" for suffix, count in sorted(kinds.items())), 8)
+        notes.append(f"{len(others)} files are not taken for images of a class: {listed}.")
+    if mask_of:
+        notes.append(f"{len(mask_of)} masks have no image: {name_some(mask_of)}.")
+    return tuple(rows), tuple(notes)
+
+
+def is_tree(folder: Path) -> bool:
+    """Whether a folder of this folder holds images."""
+    return any(_has_image(path) for path in _visible_folders(folder))
+
+
+def _has_image(folder: Path) -> bool:
+    return any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+
+
+def _visible_folders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name)]
+
+
+def _hidden(name: str) -> bool:
+    # What macOS and Windows leave in archives is no cell.
+    return name.startswith((".", "__MACOSX")) or name in ("Thumbs.db", "desktop.ini")
+
+
+def _images(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Files that look like images, and the others, in alphabetical order."""
+    images: list[Path] = []
+    others: list[Path] = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        for name in sorted(files):
+            if not _hidden(name):
+                path = Path(place, name)
+                (images if path.suffix.lower() in SUFFIXES else others).append(path)
+    return sorted(images), sorted(others)
+
+
+def _masks(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError(f"no folder of masks at {folder}")
+    found: dict[str, Path] = {}
+    for path in _images(folder)[0]:
+        key = path.relative_to(folder).with_suffix("").as_posix()
+        if key in found:
+            raise InputError(f"two masks for one image: {found[key]} and {path}")
+        found[key] = path
+    return found

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dorl_jax import __version__, config
+from dorl_jax import __version__, config, data_command
 from dorl_jax.errors import InputError
 from dorl_jax.stages.run import SETTINGS_FILE, STAGES, RunSettings, Stage, open_run, run_stages
 from weights_conversion import command
@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.stage == "convert":
             command.run(options)
+        elif options.stage == "data":
+            data_command.run(options)
         else:
             _run_stages(options)
     except InputError as error:
@@ -90,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         _add_common(subparser)
         _add_settings(subparser, stage)
+    data_command.add_parser(commands)
     command.add_parser(commands)
     return parser
 

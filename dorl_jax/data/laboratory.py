@@ -17,6 +17,7 @@ from dorl_jax.data.trees import is_tree, read_tree
 from dorl_jax.errors import InputError, name_some, suggest
 
 LABORATORY_FILES = ("laboratory.toml", "laboratory.yaml", "laboratory.yml")
+# Beside the data, in a folder of its version.
 _BUILT_FILE = "dataset_info.json"
 # Folders that a tree keeps its images and masks in.
 _IMAGES, _MASKS = "images", "masks"
@@ -119,7 +120,7 @@ def _find(root: Path) -> dict[str, Path]:
     if root.is_file() or _declared(root):
         return {root.stem if root.is_file() else root.name: root}
     inner = {path.name: path for path in root.iterdir() if path.is_dir() and _reader(path) is not None}
-    # Folders of images are the classes of one laboratory, folders of such folders are laboratories; files tell for sure.
+    # Folders of images are classes, folders of such folders laboratories; a laboratory's file tells for sure.
     if _reader(root) is not None and not any(map(_declared, inner.values())):
         return {root.name: root}
     return inner
@@ -127,7 +128,15 @@ def _find(root: Path) -> dict[str, Path]:
 
 def _declared(folder: Path) -> bool:
     """Whether the folder says by a file that it is a laboratory."""
-    return any((folder / name).is_file() for name in (*LABORATORY_FILES, LABELS_FILE, _BUILT_FILE))
+    return any((folder / name).is_file() for name in (*LABORATORY_FILES, LABELS_FILE)) or bool(_versions(folder))
+
+
+def _versions(folder: Path) -> list[Path]:
+    """The folders of a built set's versions, the newest last; the folder itself if it is one."""
+    if (folder / _BUILT_FILE).is_file():
+        return [folder]
+    versions = [path for path in folder.glob("*.*.*") if (path / _BUILT_FILE).is_file()]
+    return sorted(versions, key=lambda path: [int(part) if part.isdigit() else 0 for part in path.name.split(".")])
 
 
 def _reader(folder: Path) -> Callable[[Path], Listing] | None:
@@ -136,7 +145,7 @@ def _reader(folder: Path) -> Callable[[Path], Listing] | None:
             return lambda folder, name=name: _described(folder / name)  # type: ignore[misc]
     if (folder / LABELS_FILE).is_file():
         return lambda folder: Listing(folder.name, read_table(folder / LABELS_FILE, folder))
-    if (folder / _BUILT_FILE).is_file():
+    if _versions(folder):
         return _built
     if is_tree(folder / _IMAGES if (folder / _IMAGES).is_dir() else folder):
         return lambda folder: _tree(folder, "", "")
@@ -146,7 +155,7 @@ def _reader(folder: Path) -> Callable[[Path], Listing] | None:
 def _built(folder: Path) -> Listing:
     from dorl_jax.data.built import read_built  # tensorflow-datasets is slow to import
 
-    return read_built(folder)
+    return read_built(_versions(folder)[-1])
 
 
 def _tree(folder: Path, images: str, masks: str) -> Listing:

@@ -35,7 +35,7 @@ class DataSet:
       expected: split ("" where there is none) -> raw label -> published number. Splits and labels whose number could
         not be found out are absent and not compared.
       counted: what `expected` counts, "rows" or "groups" (fields of view, where one shows several cells).
-      masks: whether its cells have masks.
+      masks: whether none, some or all of its cells have masks.
       private: whether it cannot be downloaded.
       version: of the rows that come of it; it changes when the reader gives other rows.
     """
@@ -51,7 +51,7 @@ class DataSet:
     download_urls: tuple[str, ...] = ()
     expected: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     counted: Literal["rows", "groups"] = "rows"
-    masks: bool = False
+    masks: Literal["none", "some", "all"] = "none"
     private: bool = False
     version: str = "1.0.0"
 
@@ -100,9 +100,7 @@ class DataSet:
     def _unit(self) -> str:
         return "images" if self.counted == "rows" else "fields"
 
-    def _unpacked(
-        self, path: Path, unpack_to: Path | None, extract: Callable[[Path], Path] | None
-    ) -> Sequence[Path]:
+    def _unpacked(self, path: Path, unpack_to: Path | None, extract: Callable[[Path], Path] | None) -> Sequence[Path]:
         zips, others = archives_in(path)
         if zips:
             if extract is None and unpack_to is None:

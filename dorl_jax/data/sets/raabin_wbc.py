@@ -52,7 +52,8 @@ RAABIN_WBC = DataSet(
     get="download Train.rar, TestA.rar and TestB.zip, the double-labelled cropped cells, and unpack them beside each "
     "other; they hold a folder of .jpg images for each label: Train/Basophil/20190526_163027_0.jpg",
     download_urls=tuple(
-        f"http://dl.raabindata.com/WBC/Cropped_double_labeled/{name}" for name in ("Train.rar", "TestA.rar", "TestB.zip")
+        f"http://dl.raabindata.com/WBC/Cropped_double_labeled/{name}"
+        for name in ("Train.rar", "TestA.rar", "TestB.zip")
     ),
     reader=_read,
     words=_WORDS,

@@ -69,7 +69,9 @@ def _labels(table: Path) -> dict[str, tuple[int, str]]:
         if not values:
             continue
         if len(values) != 2 or not values[0].strip().isdigit() or values[1].strip() not in _WORDS:
-            raise InputError(f"{table}, line {line}: not a number of an image and a label of 1 to 5: {','.join(values)}")
+            raise InputError(
+                f"{table}, line {line}: not a number of an image and a label of 1 to 5: {','.join(values)}"
+            )
         key = values[0].strip().lstrip("0")
         if key in labels:
             raise InputError(f"{table}, line {line}: image {key} is there already in line {labels[key][0]}")
@@ -89,7 +91,7 @@ JIANGXI_TECOM = DataSet(
     citation=_CITATION,
     licence="GPL-3.0",
     expected={"": {"1": 176, "2": 53, "3": 48, "4": 22, "5": 1}},
-    masks=True,
+    masks="all",
 )
 
 CELLAVISION_BLOG = DataSet(
@@ -104,5 +106,5 @@ CELLAVISION_BLOG = DataSet(
     citation=_CITATION,
     licence="GPL-3.0",
     expected={"": {"1": 33, "2": 37, "3": 15, "4": 12, "5": 3}},
-    masks=True,
+    masks="all",
 )

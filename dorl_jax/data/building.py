@@ -163,7 +163,7 @@ def build_set(
     )
 
 
-class CellBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+class CellBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes a listing as a TFDS data set, shard by shard and in its order.
 
     It is a `ShardBasedBuilder` because a `GeneratorBasedBuilder` needs TensorFlow for more than 1000 MiB, even where
@@ -283,7 +283,7 @@ class CellBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         logger.info("built %s", self.data_dir)
 
 
-class ListingBuilder(CellBuilder, skip_registration=True):
+class ListingBuilder(CellBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Builds a listing that is there already."""
 
     listing: ClassVar[Listing]
@@ -292,7 +292,7 @@ class ListingBuilder(CellBuilder, skip_registration=True):
         return self.listing
 
 
-class SetBuilder(CellBuilder, skip_registration=True):
+class SetBuilder(CellBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Builds a published data set from its archive in `manual_dir`."""
 
     data_set: ClassVar[DataSet]

@@ -28,7 +28,7 @@ def _read(roots: Sequence[Path]) -> tuple[list[Row], list[str]]:
         folder = path.parent.name
         if folder not in _PREFIXES:
             raise InputError(
-                f"{path} lies in no folder of acevedo20{suggest(folder, _PREFIXES)}: there are {name_some(_PREFIXES, 8)}"
+                f"{path} lies in no folder of the set{suggest(folder, _PREFIXES)}: there are {name_some(_PREFIXES, 8)}"
             )
         prefix = path.name.partition("_")[0]
         if prefix not in _FOLDER_OF:
@@ -49,8 +49,8 @@ ACEVEDO20 = DataSet(
     name="acevedo20",
     title="A dataset for microscopic peripheral blood cell images for development of automatic recognition systems",
     homepage="https://data.mendeley.com/datasets/snkd93bnjr/1",
-    get="download PBC_dataset_normal_DIB.zip from Mendeley Data, snkd93bnjr, version 1; it holds a folder of .jpg images "
-    "for each of 8 groups: PBC_dataset_normal_DIB/neutrophil/SNE_1.jpg",
+    get="download PBC_dataset_normal_DIB.zip from Mendeley Data, snkd93bnjr, version 1; it holds a folder of .jpg "
+    "images for each of 8 groups: PBC_dataset_normal_DIB/neutrophil/SNE_1.jpg",
     reader=_read,
     words={
         "BA": "basophil",

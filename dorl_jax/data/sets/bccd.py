@@ -114,8 +114,8 @@ BCCD = DataSet(
     name="bccd",
     title="BCCD Dataset, with the kinds of leucocytes of the companion table",
     homepage="https://github.com/Shenggan/BCCD_Dataset",
-    get="clone github.com/Shenggan/BCCD_Dataset (BCCD/JPEGImages/BloodImage_00000.jpg, BCCD/Annotations/*.xml), and put "
-    "dataset-master/labels.csv of kaggle.com/datasets/paultimothymooney/blood-cells beside it",
+    get="clone github.com/Shenggan/BCCD_Dataset (BCCD/JPEGImages/BloodImage_00000.jpg, BCCD/Annotations/*.xml), and "
+    "put dataset-master/labels.csv of kaggle.com/datasets/paultimothymooney/blood-cells beside it",
     download_urls=("https://github.com/Shenggan/BCCD_Dataset/archive/refs/heads/master.zip",),
     reader=_read,
     words=_WORDS,

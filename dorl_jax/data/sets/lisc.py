@@ -115,8 +115,8 @@ LISC = DataSet(
     name="lisc",
     title="LISC: Leukocyte Images for Segmentation and Classification",
     homepage="https://vl4ai.erc.monash.edu/pages/LISC.html",
-    get="download LISC Database.zip; it holds fields of 720 x 576 pixels in 'LISC Database/Main Dataset/Baso/1.bmp' and "
-    "outlines in 'LISC Database/Ground Truth Segmentation/Baso/areaforexpert1/1_expert.bmp'",
+    get="download LISC Database.zip; it holds fields of 720 x 576 pixels in 'LISC Database/Main Dataset/Baso/1.bmp' "
+    "and outlines in 'LISC Database/Ground Truth Segmentation/Baso/areaforexpert1/1_expert.bmp'",
     download_urls=("http://users.cecs.anu.edu.au/~hrezatofighi/Data/LISC%20Database.zip",),
     reader=_read,
     words=_WORDS,

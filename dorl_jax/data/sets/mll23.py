@@ -28,9 +28,9 @@ MLL23 = DataSet(
     name="mll23",
     title="A large expert-annotated single-cell peripheral blood dataset for hematological disease diagnostics",
     homepage="https://zenodo.org/records/14277609",
-    get="download the 18 .zip archives of Zenodo record 14277609, one for each label; each holds a folder of .TIF images "
-    "of its label: basophil/...",
-    download_urls=tuple(f"https://zenodo.org/records/14277609/files/{label}.zip" for label in _WORDS),
+    get="download the 18 .zip archives of Zenodo record 14277609, one for each label; each holds a folder of .TIF "
+    "images of its label: basophil/...",
+    download_urls=tuple(f"https://zenodo.org/api/records/14277609/files/{label}.zip/content" for label in _WORDS),
     reader=folder_per_label(_WORDS, (".tif", ".tiff")),
     words=_WORDS,
     citation="""@article{boushehri2025large,

@@ -9,6 +9,7 @@ from dorl_jax.data.sets.archives import files_of
 from dorl_jax.data.sets.base import DataSet
 from dorl_jax.errors import InputError, name_some, suggest
 
+_ARCHIVES = ("Train.rar", "TestA.rar", "TestB.zip")
 _SPLITS = {"train": "train", "testa": "test_a", "testb": "test_b"}
 _WORDS = {
     "Basophil": "basophil",
@@ -51,10 +52,7 @@ RAABIN_WBC = DataSet(
     homepage="https://raabindata.com/free-data/",
     get="download Train.rar, TestA.rar and TestB.zip, the double-labelled cropped cells, and unpack them beside each "
     "other; they hold a folder of .jpg images for each label: Train/Basophil/20190526_163027_0.jpg",
-    download_urls=tuple(
-        f"http://dl.raabindata.com/WBC/Cropped_double_labeled/{name}"
-        for name in ("Train.rar", "TestA.rar", "TestB.zip")
-    ),
+    download_urls=tuple(f"http://dl.raabindata.com/WBC/Cropped_double_labeled/{name}" for name in _ARCHIVES),
     reader=_read,
     words=_WORDS,
     citation="""@article{kouzehkanan2022large,

@@ -36,7 +36,7 @@ def _reader(number: int) -> Reader:
             return [], []
         if len(tables) != 1:
             raise InputError(
-                f"{len(tables)} files 'Class Labels of Dataset {number}.csv' beside {images[0].parent}: there has to be one"
+                f"{len(tables)} files 'Class Labels of Dataset {number}.csv' beside {images[0].parent}; one is needed"
             )
         labels = _labels(tables[0])
         rows = []

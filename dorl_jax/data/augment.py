@@ -1,11 +1,33 @@
 """Random changes of an image and its mask, always together; all chance comes from the generator."""
 
+from dataclasses import dataclass
+from typing import Literal
+
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 _ROTATION = (-20, 20)  # degrees, the upper end excluded
-_ZOOM = (0.8, 1.25)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are changed.
+
+    Attributes:
+      kind: "none"; "parity", the paper's (see `parity_augment`), with no use of what follows; "laboratory", a symmetry
+        of the square, a rotation by -20..20 degrees, and the look of another laboratory:
+      magnification: images are zoomed by 1/m..m, as by another objective; 1 leaves them.
+      stain: strength of the random amount, hue and purity of the dyes (see `stain_jitter`).
+      white_balance: strength of the random brightness and colour of the light (see `stain_jitter`).
+      blur: strength of random blur and noise (see `degrade`).
+    """
+
+    kind: Literal["none", "parity", "laboratory"] = "laboratory"
+    magnification: float = 1.25
+    stain: float = 1.0
+    white_balance: float = 1.0
+    blur: float = 1.0
 
 
 def parity_augment(
@@ -32,63 +54,63 @@ def augment(
     image: UInt8[np.ndarray, "h w 3"],
     mask: Bool[np.ndarray, "h w"],
     rng: np.random.Generator,
-    geometric: bool = True,
-    stain: float = 0.0,
+    how: Augmentation = Augmentation(),
 ) -> tuple[UInt8[np.ndarray, "h2 w2 3"], Bool[np.ndarray, "h2 w2"]]:
-    """A symmetry of the square, a small rotation and zoom, and the look of another laboratory.
+    """The image and its mask, changed together.
+
+    What comes in from outside under "laboratory" is the mirror image, in the mask too. A quarter turn swaps the sides
+    of an image that is not square.
 
     Args:
       image: RGB, 0..255.
       mask: True on the cell.
       rng: the only source of chance.
-      geometric: turn, flip, rotate by -20..20 degrees and zoom by 0.8..1.25; what comes in from outside is
-        the mirror image, in the mask too. A quarter turn swaps the sides of an image that is not square.
-      stain: strength of `stain_jitter` and `degrade`; 0 leaves the colours alone.
+      how: see there.
     """
-    if geometric:
-        image, mask = _turn_and_flip(image, mask, turns=int(rng.integers(4)), axis=0 if rng.random() < 0.5 else None)
-        zoom = np.exp(rng.uniform(*np.log(_ZOOM)))
-        matrix = _rotate_zoom(image.shape[:2], degrees=rng.uniform(*_ROTATION), zoom=zoom)
-        size = image.shape[1::-1]
-        image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        # Interpolated and cut at one half, the mask's edge stays where the image's edge is.
-        cover = cv2.warpAffine(
-            mask.astype(np.uint8) * 255,
-            matrix,
-            size,
-            flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REFLECT_101,
-        )
-        mask = cover > 127
-    if stain > 0:
-        image = degrade(stain_jitter(image, rng, stain), rng, stain)
-    return image, mask
+    if how.kind == "none":
+        return image, mask
+    if how.kind == "parity":
+        return parity_augment(image, mask, rng)
+    image, mask = _turn_and_flip(image, mask, turns=int(rng.integers(4)), axis=0 if rng.random() < 0.5 else None)
+    zoom = np.exp(rng.uniform(-1, 1) * np.log(how.magnification))
+    matrix = _rotate_zoom(image.shape[:2], degrees=rng.uniform(*_ROTATION), zoom=zoom)
+    size = image.shape[1::-1]
+    image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    # Interpolated and cut at one half, the mask's edge stays where the image's edge is.
+    cover = cv2.warpAffine(
+        mask.view(np.uint8) * 255, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+    )
+    image = stain_jitter(image, rng, how.stain, how.white_balance)
+    return degrade(image, rng, how.blur), cover > 127
 
 
 def stain_jitter(
-    image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, strength: float
+    image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, strength: float, white_balance: float = 0.0
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The image as if stained, lit and white-balanced elsewhere.
 
     Dyes absorb light: in optical density, -log(intensity), their amounts add up. One random affine map of the
     three densities therefore covers the amount of dye (scale), its hue (rotation about the grey axis) and
-    purity (distance from the grey axis), and the colour and strength of the light (offset).
+    purity (distance from the grey axis), and the colour and strength of the light (offset, a gain of each channel).
 
     Args:
       image: RGB, 0..255.
       rng: the only source of chance.
-      strength: 0 is the identity; 1 spans about the difference between laboratories.
+      strength: of the change of the dyes; 0 is the identity, 1 spans about the difference between laboratories.
+      white_balance: the same for the light: at 1 brightness changes by up to 12 % and each channel by up to 15 % more.
     """
-    if strength == 0:
+    if strength == 0 and white_balance == 0:
         return image
-    amount = np.exp(0.25 * strength * rng.uniform(-1, 1))
-    purity = np.exp(0.5 * strength * rng.uniform(-1, 1))
-    matrix = amount * _about_grey(angle=0.35 * strength * rng.uniform(-1, 1), purity=purity)
-    light = 0.12 * strength * rng.uniform(-1, 1) + 0.15 * strength * rng.uniform(-1, 1, 3)
+    draws = rng.uniform(-1, 1, 7)
+    amount = np.exp(0.25 * strength * draws[0])
+    purity = np.exp(0.5 * strength * draws[1])
+    matrix = amount * _about_grey(angle=0.35 * strength * draws[2], purity=purity)
+    light = white_balance * (0.12 * draws[3] + 0.15 * draws[4:])
     # Half of a grey level keeps black finite.
-    density = -np.log((np.arange(256, dtype=np.float32) + 0.5) / 255.5)
-    changed = cv2.transform(density[image], np.column_stack([matrix, light]).astype(np.float32))
-    return np.clip(np.exp(-changed) * 255.5, 0, 255).astype(np.uint8)
+    density = cv2.LUT(image, -np.log((np.arange(256, dtype=np.float32) + 0.5) / 255.5))
+    changed = cv2.exp(cv2.transform(density, np.column_stack([-matrix, -light]).astype(np.float32)))
+    # Undo the half level; OpenCV rounds and saturates.
+    return cv2.convertScaleAbs(cv2.max(changed * 255.5 - 0.5, 0.0))
 
 
 def degrade(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, strength: float) -> UInt8[np.ndarray, "h w 3"]:
@@ -100,7 +122,7 @@ def degrade(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, strengt
         image = cv2.GaussianBlur(image, (0, 0), sigmaX=max(strength * rng.uniform(0.2, 1.2), 0.1))
     if noisy:
         noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(strength * rng.uniform(0, 6))
-        image = np.clip(image + noise + 0.5, 0, 255).astype(np.uint8)
+        image = cv2.add(image, noise, dtype=cv2.CV_8U)
     return image
 
 

@@ -3,7 +3,7 @@
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -32,6 +32,9 @@ _DECODE_ERRORS = (
     Image.DecompressionBombError,
     Warning,
 )
+
+
+ResizeMethod = Literal["bilinear", "cv2_bilinear"]
 
 
 class ImageError(InputError):
@@ -84,7 +87,9 @@ def read_mask(path: str | Path, threshold: int = 64) -> Bool[np.ndarray, "h w"]:
     return values > threshold
 
 
-def resize_image(image: UInt8[np.ndarray, "h w 3"], size: int | tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
+def resize_image(
+    image: UInt8[np.ndarray, "h w 3"], size: int | tuple[int, int], method: ResizeMethod = "bilinear"
+) -> UInt8[np.ndarray, "h2 w2 3"]:
     """The image at `size` (a side of a square, or height and width); the aspect is not kept.
 
     An axis that shrinks is averaged over area (OpenCV's INTER_AREA), one that grows is interpolated linearly

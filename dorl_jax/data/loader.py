@@ -1,17 +1,118 @@
-"""Batches for the stages: deterministic, restorable, read ahead by threads (Grain)."""
+"""Batches for the stages: deterministic, restorable, split over processes, prepared by worker processes (Grain)."""
 
-import threading
+import os
+import sys
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import cv2
 import grain
 import numpy as np
+import pyarrow as pa
+from absl import flags
 from jaxtyping import Bool, Int, UInt8
 
+from dorl_jax.data.augment import Augmentation
 from dorl_jax.data.augment import augment as augment_cell
-from dorl_jax.data.images import read_image, resize_image, resize_mask
-from dorl_jax.data.manifest import Cell, read_cell
+from dorl_jax.data.images import ResizeMethod, read_image, resize_image, resize_mask
+from dorl_jax.data.manifest import Cell, read_pair
+from dorl_jax.data.sources import ImageSource, parse_source
 from dorl_jax.errors import InputError, name_some
+
+Balance = Literal["none", "laboratory", "class", "laboratory_and_class"]
+_USUAL = Augmentation()
+# Threads that read where there are no worker processes.
+_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the data that one process of a run over several hosts reads.
+
+    Attributes:
+      index: of the process, 0..count - 1.
+      count: number of processes.
+    """
+
+    index: int = 0
+    count: int = 1
+
+
+WHOLE = Share()
+
+
+class Batches(Iterator[dict[str, np.ndarray]]):
+    """Endless batches of rows, each process its share of them.
+
+    The state is the number of rows that all processes together have read: it can be restored with another number of
+    workers and, on each process alike, with another number of processes.
+    """
+
+    def __init__(self, rows: grain.MapDataset, batch_size: int, workers: int = 0, share: Share = WHOLE) -> None:
+        """Nothing is read, and no worker started, before the first batch is asked for.
+
+        Args:
+          rows: endless.
+          batch_size: over all processes, a multiple of their number.
+          workers: see `worker_count`.
+          share: of this process.
+        """
+        self._rows, self._batch_size, self._workers, self._share = rows, batch_size, workers, share
+        self._place = 0
+        self._iterator: grain.DatasetIterator | None = None
+        self._closing: weakref.finalize | None = None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            own = self._rows[self._place + self._share.index :: self._share.count]
+            self._iterator = _ahead(
+                own.batch(self._batch_size // self._share.count, drop_remainder=True), self._workers
+            )
+            # Workers end with this object, or before the interpreter does.
+            self._closing = weakref.finalize(self, self._iterator.close)
+        batch = _own(next(self._iterator))
+        self._place += self._batch_size
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """The position, as plain values."""
+        return {"row": self._place}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Go on from a position that `get_state` told."""
+        self.close()
+        self._place = state["row"]
+
+    def close(self) -> None:
+        """End the workers. The next batch starts them again."""
+        if self._closing is not None:
+            self._closing()
+        self._iterator = self._closing = None
+
+
+def worker_count(workers: int) -> int:
+    """The number of worker processes for a setting: itself, or for -1 half the cores, at most 8, none below 4 cores.
+
+    With fewer cores the computation needs them all, and starting processes only costs time.
+    """
+    if workers >= 0:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores // 2) if cores >= 4 else 0
+
+
+def balance_groups(cells: Sequence[Cell], balance: Balance) -> list[str] | None:
+    """The group of each cell that takes turns with the others, or None where all cells are alike."""
+    if balance == "none":
+        return None
+    if balance == "laboratory":
+        return [cell.laboratory for cell in cells]
+    if balance == "class":
+        return [cell.label for cell in cells]
+    return [f"{cell.laboratory}/{cell.label}" for cell in cells]
 
 
 def segmentation_batches(
@@ -20,60 +121,57 @@ def segmentation_batches(
     batch_size: int,
     seed: int,
     *,
-    augment: bool = True,
-    stain: float = 1.0,
-    balance_laboratories: bool = False,
+    augmentation: Augmentation = _USUAL,
+    balance: Balance = "none",
+    resize: ResizeMethod = "bilinear",
     workers: int = 0,
-    cache_bytes: int = 2**31,
-) -> grain.DatasetIterator:
+    share: Share = WHOLE,
+) -> Batches:
     """Endless batches of images and masks.
 
     Every cell comes once an epoch, each epoch in another order; a batch may span two epochs, so that no cell
     is left out and fewer cells than `batch_size` will do. The order and the augmentation follow from `seed`
-    and the position alone: `get_state` and `set_state` continue bit for bit.
+    and the position alone, whatever the number of workers and of processes: `get_state` and `set_state` continue bit
+    for bit, also with other numbers of them. Call `close()` on the iterator when it is done with.
 
     Args:
       cells: each with a mask.
       image_size: side of the square that images and masks are resized to, in pixels.
-      batch_size: cells a batch.
+      batch_size: cells a batch, over all processes.
       seed: 0..2**32 - 1.
-      augment: turn, flip, rotate and zoom at random (see `augment.augment`).
-      stain: strength of the random stain; only with `augment`.
-      balance_laboratories: take the laboratories in turn, each with epochs of its own, instead of all cells
-        alike.
-      workers: threads that prepare batches ahead; 0 prepares each when it is asked for.
-      cache_bytes: memory for resized images and masks; what does not fit is decoded again.
+      augmentation: how images and masks are changed, anew each time.
+      balance: "none" takes all cells alike; otherwise laboratories, classes, or the classes of each laboratory take
+        turns, each with epochs of its own, so that a batch holds them in equal shares.
+      resize: see `resize_image`.
+      workers: processes that prepare batches ahead; 0 prepares them in threads of this one, -1 see `worker_count`.
+      share: the part of each batch that is returned.
 
     Returns:
-      An iterator of `{"image": uint8 (B, S, S, 3), "mask": uint8 (B, S, S), 1 on the cell}`.
+      An iterator of `{"image": uint8 (B, S, S, 3), "mask": uint8 (B, S, S), 1 on the cell, "place": int32 (B,), the
+      place in `cells`}`, with B the share of `batch_size`.
 
     Raises:
-      InputError: no cells, or cells without a mask; ImageError on a file that does not open, when it is met.
+      InputError: no cells, cells without a mask, or a batch that cannot be shared evenly; ImageError on a file that
+        does not open, when it is met.
     """
     if not cells:
         raise InputError("no cells to train the segmentation on")
     bare = [cell.id for cell in cells if cell.mask is None]
     if bare:
         raise InputError(f"{len(bare)} cells have no mask to train the segmentation on: {name_some(bare)}")
-    resized = _ResizedCells(cells, image_size, cache_bytes)
-    groups = [cell.laboratory for cell in cells] if balance_laboratories else None
-
-    def prepare(index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        image, mask = resized[index]
-        if augment:
-            image, mask = augment_cell(image, mask, rng, stain=stain)
-        return {"image": image, "mask": mask.astype(np.uint8)}
-
-    batches = (
-        _shuffled(len(cells), groups, seed)
-        .random_map(prepare, seed=_derive(seed, 1))
-        .batch(batch_size, drop_remainder=True)
-    )
-    return _iterate(batches, workers)
+    prepare = _PreparePair(_Sources(cells), image_size, augmentation, resize)
+    rows = _shuffled(len(cells), balance_groups(cells, balance), seed).random_map(prepare, seed=_derive(seed, 1))
+    return _endless(rows, batch_size, workers, share)
 
 
 def image_batches(
-    cells: Sequence[Cell], image_size: int, batch_size: int, *, workers: int = 0
+    cells: Sequence[Cell],
+    image_size: int,
+    batch_size: int,
+    *,
+    resize: ResizeMethod = "bilinear",
+    workers: int = 0,
+    share: Share = WHOLE,
 ) -> Iterator[dict[str, Any]]:
     """Every image once, in order, in batches of one shape.
 
@@ -81,7 +179,10 @@ def image_batches(
       cells: masks are not read.
       image_size: side of the square that images are resized to, in pixels.
       batch_size: cells a batch. The last batch is filled up with copies of the last cell.
-      workers: threads that decode ahead; 0 decodes each batch when it is asked for.
+      resize: see `resize_image`.
+      workers: processes that decode ahead; 0 decodes in threads of this one, -1 see `worker_count`.
+      share: the part of the cells that is returned: of n cells and k processes, process i has those from i n / k up to
+        (i + 1) n / k, rounded down.
 
     Returns:
       An iterator of `{"index": int32 (B,), "valid": bool (B,), "image": uint8 (B, S, S, 3), "originals":
@@ -91,49 +192,47 @@ def image_batches(
     Raises:
       ImageError: a file that does not open, when it is met.
     """
-
-    def prepare(batch: int) -> dict[str, Any]:
-        places = np.arange(batch * batch_size, (batch + 1) * batch_size)
-        valid = places < len(cells)
-        originals = [read_image(cells[place].image) for place in places[valid]]
-        images = [resize_image(image, image_size) for image in originals]
-        images += images[-1:] * (batch_size - len(images))
-        return {
-            "index": np.minimum(places, len(cells) - 1).astype(np.int32),
-            "valid": valid,
-            "image": np.stack(images),
-            "originals": originals,
-        }
-
-    batches = -(-len(cells) // batch_size)
-    if not batches:
-        return iter(())
-    return _iterate(grain.MapDataset.range(batches).map(prepare), workers)
+    first = share.index * len(cells) // share.count
+    last = (share.index + 1) * len(cells) // share.count
+    if first == last:
+        return
+    prepare = _PrepareImages(_Sources(cells, masks=False), image_size, batch_size, first, last, resize)
+    # Workers that run out of data leave shared memory behind: let them go on to empty batches until they are closed.
+    with closing(_ahead(grain.MapDataset.range(sys.maxsize).map(prepare), workers)) as iterator:
+        for _ in range(-(-(last - first) // batch_size)):
+            batch: dict[str, Any] = dict(_own(next(iterator)))
+            pixels, shapes = batch.pop("pixels"), batch.pop("shapes")
+            parts = np.split(pixels, np.cumsum(shapes.prod(1))[:-1])
+            batch["originals"] = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+            yield batch
 
 
 def array_batches(
     arrays: Mapping[str, Any],
     batch_size: int,
     seed: int,
-    groups: Int[np.ndarray, " n"] | Sequence[int] | None = None,
+    groups: Int[np.ndarray, " n"] | Sequence[int | str] | None = None,
     *,
     workers: int = 0,
-) -> grain.DatasetIterator:
-    """Endless shuffled batches of the rows of arrays; restorable like `segmentation_batches`.
+    share: Share = WHOLE,
+) -> Batches:
+    """Endless shuffled batches of the rows of arrays; restorable and shared like `segmentation_batches`.
 
     Args:
-      arrays: name -> anything with a length and rows by whole number, memory-mapped arrays included.
-      batch_size: rows a batch.
+      arrays: name -> anything with a length and rows by whole number, memory-mapped arrays included. With workers, what
+        can be pickled.
+      batch_size: rows a batch, over all processes.
       seed: 0..2**32 - 1.
-      groups: a whole number a row, the domain for instance. The groups then take turns, each with epochs of
+      groups: a number or name a row, the domain for instance. The groups then take turns, each with epochs of
         its own, so that every batch holds all groups in equal shares. None takes all rows alike.
-      workers: threads that read batches ahead; 0 reads each when it is asked for.
+      workers: processes that read batches ahead; 0 reads in threads of this one, -1 see `worker_count`.
+      share: the part of each batch that is returned.
 
     Returns:
       An iterator of name -> (B, ...).
 
     Raises:
-      InputError: no rows, or lengths that differ.
+      InputError: no rows, lengths that differ, or a batch that cannot be shared evenly.
     """
     lengths = {name: len(array) for name, array in arrays.items()}
     if groups is not None:
@@ -141,39 +240,74 @@ def array_batches(
     if len(set(lengths.values())) != 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise InputError(f"arrays of differing lengths: {listed}")
-    rows = next(iter(lengths.values()))
-    if not rows:
+    count = next(iter(lengths.values()))
+    if not count:
         raise InputError("no rows to make batches of")
-
-    def prepare(index: int) -> dict[str, np.ndarray]:
-        return {name: np.asarray(array[index]) for name, array in arrays.items()}
-
-    return _iterate(_shuffled(rows, groups, seed).map(prepare).batch(batch_size, drop_remainder=True), workers)
+    rows = _shuffled(count, groups, seed).map(_PrepareRow(arrays))
+    return _endless(rows, batch_size, workers, share)
 
 
-class _ResizedCells:
-    """Images and masks by index at one size, kept in memory up to a bound; threads may share it."""
+class _Sources:
+    """Where images and masks are, packed: a million paths take 100 bytes each, and so does a copy in each worker."""
 
-    def __init__(self, cells: Sequence[Cell], image_size: int, most_bytes: int) -> None:
-        self._cells = cells
-        self._size = image_size
-        self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._free_bytes = most_bytes
-        self._lock = threading.Lock()
+    def __init__(self, cells: Sequence[Cell], masks: bool = True) -> None:
+        self._images = pa.array([str(cell.image) for cell in cells], pa.large_string())
+        self._masks = pa.array([str(cell.mask) for cell in cells], pa.large_string()) if masks else None
 
-    def __getitem__(self, index: int) -> tuple[UInt8[np.ndarray, "s s 3"], Bool[np.ndarray, "s s"]]:
-        if index in self._kept:
-            return self._kept[index]
-        image, mask = read_cell(self._cells[index])
-        assert mask is not None, "segmentation_batches refuses cells without a mask"
-        pair = resize_image(image, self._size), resize_mask(mask, self._size)
-        size = pair[0].nbytes + pair[1].nbytes
-        with self._lock:
-            # Another thread may have been as quick.
-            if index not in self._kept and size <= self._free_bytes:
-                self._free_bytes -= size
-                self._kept[index] = pair
-        return pair
+    def image(self, place: int) -> ImageSource:
+        return parse_source(self._images[place].as_py())
+
+    def mask(self, place: int) -> ImageSource:
+        assert self._masks is not None, "made without masks"
+        return parse_source(self._masks[place].as_py())
+
+
+# Classes, not closures: worker processes import this module instead of being sent its code.
+class _PreparePair:
+    def __init__(self, sources: _Sources, image_size: int, augmentation: Augmentation, resize: ResizeMethod) -> None:
+        self._sources, self._size, self._augmentation, self._resize = sources, image_size, augmentation, resize
+
+    def __call__(self, place: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        image, mask = self.resized(place)
+        image, mask = augment_cell(image, mask, rng, self._augmentation)
+        return {"image": image, "mask": mask.view(np.uint8), "place": np.asarray(place, np.int32)}
+
+    def resized(self, place: int) -> tuple[UInt8[np.ndarray, "s s 3"], Bool[np.ndarray, "s s"]]:
+        image, mask = read_pair(self._sources.image(place), self._sources.mask(place))
+        return resize_image(image, self._size, self._resize), resize_mask(mask, self._size)
+
+
+class _PrepareImages:
+    def __init__(
+        self, sources: _Sources, image_size: int, batch_size: int, first: int, last: int, resize: ResizeMethod
+    ) -> None:
+        self._sources, self._size, self._batch, self._resize = sources, image_size, batch_size, resize
+        self._first, self._last = first, last
+
+    def __call__(self, batch: int) -> dict[str, Any]:
+        places = self._first + np.arange(batch * self._batch, (batch + 1) * self._batch)
+        valid = places < self._last
+        if not valid.any():
+            return {"valid": valid}
+        originals = [read_image(self._sources.image(int(place))) for place in places[valid]]
+        images = [resize_image(image, self._size, self._resize) for image in originals]
+        images += images[-1:] * (self._batch - len(images))
+        return {
+            "index": np.minimum(places, self._last - 1).astype(np.int32),
+            "valid": valid,
+            "image": np.stack(images),
+            # One array, for each would be a piece of shared memory of its own.
+            "pixels": np.concatenate([original.ravel() for original in originals]),
+            "shapes": np.array([original.shape for original in originals]),
+        }
+
+
+class _PrepareRow:
+    def __init__(self, arrays: Mapping[str, Any]) -> None:
+        self._arrays = dict(arrays)
+
+    def __call__(self, index: int) -> dict[str, np.ndarray]:
+        return {name: np.asarray(array[index]) for name, array in self._arrays.items()}
 
 
 def _shuffled(rows: int, groups: Sequence[Any] | np.ndarray | None, seed: int) -> grain.MapDataset:
@@ -193,6 +327,30 @@ def _derive(seed: int, *path: int) -> int:
     return int(np.random.SeedSequence((seed, *path)).generate_state(1)[0])
 
 
-def _iterate(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
-    return iter(batches.to_iter_dataset(options))
+def _endless(rows: grain.MapDataset, batch_size: int, workers: int, share: Share) -> Batches:
+    if batch_size % share.count:
+        raise InputError(f"batches of {batch_size} cannot be shared by {share.count} processes: take a multiple")
+    return Batches(rows, batch_size, workers, share)
+
+
+def _ahead(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
+    """The batches in order, prepared by worker processes, or by threads if there are none."""
+    count = worker_count(workers)
+    if not count:
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=2 * _THREADS)))
+    if not flags.FLAGS.is_parsed():
+        # Grain reads its absl flags when it starts a worker, and programs that are not absl's never parse them.
+        flags.FLAGS.mark_as_parsed()
+    # A worker is one thread: several would only wait for each other.
+    read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    processes = grain.MultiprocessingOptions(num_workers=count, per_worker_buffer_size=2)
+    return iter(batches.to_iter_dataset(read).mp_prefetch(processes, _start_worker))
+
+
+def _start_worker(index: int, count: int) -> None:
+    cv2.setNumThreads(1)
+
+
+def _own(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A copy of arrays that came in memory shared with a worker: it is scarce in containers, so give it back soon."""
+    return {name: np.array(array) for name, array in batch.items()}

@@ -231,14 +231,24 @@ def read_cell(cell: Cell) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, 
     Raises:
       ImageError: a file that does not open, or a mask of another size than the image.
     """
-    image = read_image(cell.image)
     if cell.mask is None:
-        return image, None
-    mask = read_mask(cell.mask)
+        return read_image(cell.image), None
+    return read_pair(cell.image, cell.mask)
+
+
+def read_pair(
+    image_source: ImageSource, mask_source: ImageSource
+) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
+    """An image and its mask at their own size.
+
+    Raises:
+      ImageError: a file that does not open, or a mask of another size than the image.
+    """
+    image, mask = read_image(image_source), read_mask(mask_source)
     if mask.shape != image.shape[:2]:
         raise ImageError(
-            f"the mask {cell.mask} has {mask.shape[1]} x {mask.shape[0]} pixels, "
-            f"its image {cell.image} {image.shape[1]} x {image.shape[0]}"
+            f"the mask {mask_source} has {mask.shape[1]} x {mask.shape[0]} pixels, "
+            f"its image {image_source} {image.shape[1]} x {image.shape[0]}"
         )
     return image, mask
 

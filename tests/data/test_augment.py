@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dorl_jax.data.augment import augment, degrade, parity_augment, stain_jitter
+from dorl_jax.data.augment import Augmentation, augment, degrade, parity_augment, stain_jitter
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
 
@@ -18,7 +18,7 @@ def marked(side: int = 65) -> tuple[np.ndarray, np.ndarray]:
 
 
 def geometric(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    return augment(image, mask, rng, geometric=True, stain=0.0)
+    return augment(image, mask, rng, Augmentation(stain=0.0, white_balance=0.0, blur=0.0))
 
 
 @pytest.mark.parametrize("change", [parity_augment, geometric])
@@ -107,11 +107,49 @@ def test_a_quarter_turn_swaps_the_sides() -> None:
     assert shapes == {(20, 30), (30, 20)}
 
 
-def test_nothing_wanted_changes_nothing() -> None:
+def test_magnification_one_does_not_zoom() -> None:
+    yy, xx = np.mgrid[:100, :100]
+    mask = (yy - 49.5) ** 2 + (xx - 49.5) ** 2 < 25**2
+    how = Augmentation(magnification=1.0, stain=0.0, white_balance=0.0, blur=0.0)
+    areas = [
+        augment(IMAGE[:1, :1].repeat(100, 0).repeat(100, 1), mask, np.random.default_rng(seed), how)[1].sum()
+        for seed in range(30)
+    ]
+    np.testing.assert_allclose(areas, mask.sum(), rtol=0.01)
+
+
+def test_none_changes_nothing() -> None:
     mask = IMAGE[..., 0] > 128
-    image, same = augment(IMAGE, mask, np.random.default_rng(0), geometric=False, stain=0.0)
+    image, same = augment(IMAGE, mask, np.random.default_rng(0), Augmentation("none"))
     np.testing.assert_array_equal(image, IMAGE)
     np.testing.assert_array_equal(same, mask)
+
+
+def test_parity_is_the_papers() -> None:
+    mask = IMAGE[..., 0] > 128
+    for seed in range(8):
+        found = augment(IMAGE, mask, np.random.default_rng(seed), Augmentation("parity"))
+        expected = parity_augment(IMAGE, mask, np.random.default_rng(seed))
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_white_balance_is_a_gain_of_each_channel() -> None:
+    image = np.arange(30, 200, dtype=np.uint8)[:, None, None].repeat(3, -1)
+    gains = []
+    for seed in range(200):
+        changed = stain_jitter(image, np.random.default_rng(seed), 0.0, 1.0).astype(float)
+        # One gain for all levels of a channel, up to the rounding to whole levels.
+        own = []
+        for channel in changed[:, 0].T:
+            plain = channel < 255
+            gain = np.mean((channel + 0.5)[plain][-40:] / (image[plain, 0, 0] + 0.5)[-40:])
+            assert np.abs((image[plain, 0, 0] + 0.5) * gain - 0.5 - channel[plain]).max() < 1.1
+            own.append(np.log(gain))
+        gains.append(own)
+    assert np.abs(gains).max() < 0.27 + 0.02
+    assert np.std(gains, axis=0).min() > 0.08
+    assert np.std(np.array(gains) - np.mean(gains, 1, keepdims=True)) > 0.05
 
 
 @pytest.mark.parametrize("change", [stain_jitter, degrade])
@@ -153,8 +191,9 @@ def test_stain_jitter_is_pointwise() -> None:
 def test_pure_function_of_the_arguments(seed: int, stain: float) -> None:
     before = IMAGE.copy()
     mask = IMAGE[..., 0] > 128
-    first = augment(IMAGE, mask, np.random.default_rng(seed), stain=stain)
-    second = augment(IMAGE, mask, np.random.default_rng(seed), stain=stain)
+    how = Augmentation(stain=stain, white_balance=stain, blur=stain)
+    first = augment(IMAGE, mask, np.random.default_rng(seed), how)
+    second = augment(IMAGE, mask, np.random.default_rng(seed), how)
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_array_equal(first[1], second[1])
     np.testing.assert_array_equal(IMAGE, before)

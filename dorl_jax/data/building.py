@@ -150,7 +150,7 @@ def build_set(
     Raises:
       InputError: what `DataSet.read` or `build` refuse.
     """
-    listing = data_set.read(path, unpack_to=out / "downloads" / "extracted" / data_set.name, strict=strict)
+    listing = data_set.read(path, unpack_to=unpack_folder(out, data_set), strict=strict)
     return build(
         listing,
         out,
@@ -298,8 +298,9 @@ class SetBuilder(CellBuilder, skip_registration=True):  # type: ignore[call-arg]
     data_set: ClassVar[DataSet]
 
     def make_listing(self, dl_manager: Any) -> Listing:
-        folder = Path(os.fspath(dl_manager.manual_dir))
-        return self.data_set.read(folder, extract=lambda archive: Path(os.fspath(dl_manager.extract(archive))))
+        # Not by `dl_manager.extract`, which needs TensorFlow.
+        unpack_to = unpack_folder(Path(os.fspath(self.data_dir_root)), self.data_set)
+        return self.data_set.read(Path(os.fspath(dl_manager.manual_dir)), unpack_to=unpack_to)
 
 
 def register_set(data_set: DataSet, module: str) -> type[SetBuilder]:
@@ -320,6 +321,11 @@ def register_set(data_set: DataSet, module: str) -> type[SetBuilder]:
         masks=data_set.masks,
         data_set=data_set,
     )
+
+
+def unpack_folder(out: Path, data_set: DataSet) -> Path:
+    """Where the archives of a set are unpacked; it may be removed when the set is built."""
+    return out / "downloads" / "extracted" / data_set.name
 
 
 def about_set(data_set: DataSet) -> About:

@@ -60,7 +60,6 @@ class DataSet:
         path: Path,
         *,
         unpack_to: Path | None = None,
-        extract: Callable[[Path], Path] | None = None,
         strict: bool = False,
     ) -> Listing:
         """The images of an archive of this set.
@@ -69,7 +68,6 @@ class DataSet:
           path: the folder that the archive was unpacked to, one above or below it, a folder of .zip archives as they
             were downloaded, or one such archive. Archives are not looked into where their unpacked images are found.
           unpack_to: folder for what is in .zip archives; what is there already is not unpacked again.
-          extract: in place of `unpack_to`: unpacks a .zip archive and gives the folder.
           strict: refuse an archive whose numbers of images differ from the published ones, in place of a warning.
 
         Raises:
@@ -81,7 +79,7 @@ class DataSet:
             raise InputError(f"no folder or archive at {path}; {self.name}: {self.get}")
         rows, notes = self.reader([path]) if path.is_dir() else ([], [])
         if not rows:
-            rows, notes = self.reader(self._unpacked(path, unpack_to, extract))
+            rows, notes = self.reader(self._unpacked(path, unpack_to))
         if not rows:
             raise InputError(f"no image of {self.name} in {path}: {self.get}")
         _refuse_repeats(rows)
@@ -100,14 +98,14 @@ class DataSet:
     def _unit(self) -> str:
         return "images" if self.counted == "rows" else "fields"
 
-    def _unpacked(self, path: Path, unpack_to: Path | None, extract: Callable[[Path], Path] | None) -> Sequence[Path]:
+    def _unpacked(self, path: Path, unpack_to: Path | None) -> Sequence[Path]:
         zips, others = archives_in(path)
-        if zips:
-            if extract is None and unpack_to is None:
-                raise InputError(
-                    f"{zips[0]} is packed: unpack it, or build the set, which unpacks it on the way ({self.name})"
-                )
-            return [extract(archive) if extract else unpack(archive, Path(unpack_to or "")) for archive in zips]
+        if zips and unpack_to is None:
+            raise InputError(
+                f"{zips[0]} is packed: unpack it, or build the set, which unpacks it on the way ({self.name})"
+            )
+        if zips and unpack_to is not None:
+            return [unpack(archive, unpack_to) for archive in zips]
         if others:
             raise InputError(f"{others[0]} is packed: unpack it first; only .zip archives are unpacked here")
         return []

@@ -71,9 +71,7 @@ def _read(roots: Sequence[Path]) -> tuple[list[Row], list[str]]:
     if mixed:
         notes.append(f"{mixed} fields of LISC with cells of several kinds are left out.")
     if dark:
-        notes.append(
-            f"The outlines of {dark} fields of LISC have grey levels of up to {_THRESHOLD}: not used as masks."
-        )
+        notes.append(f"The outlines of {dark} fields of LISC have levels of {_THRESHOLD} or less: not used as masks.")
     return rows, notes
 
 

@@ -69,9 +69,7 @@ def _labels(table: Path) -> dict[str, tuple[int, str]]:
         if not values:
             continue
         if len(values) != 2 or not values[0].strip().isdigit() or values[1].strip() not in _WORDS:
-            raise InputError(
-                f"{table}, line {line}: not a number of an image and a label of 1 to 5: {','.join(values)}"
-            )
+            raise InputError(f"{table}, line {line}: not an image's number and a label of 1 to 5: {','.join(values)}")
         key = values[0].strip().lstrip("0")
         if key in labels:
             raise InputError(f"{table}, line {line}: image {key} is there already in line {labels[key][0]}")

@@ -51,6 +51,10 @@ ACEVEDO20 = DataSet(
     homepage="https://data.mendeley.com/datasets/snkd93bnjr/1",
     get="download PBC_dataset_normal_DIB.zip from Mendeley Data, snkd93bnjr, version 1; it holds a folder of .jpg "
     "images for each of 8 groups: PBC_dataset_normal_DIB/neutrophil/SNE_1.jpg",
+    download_urls=(
+        "https://data.mendeley.com/public-files/datasets/snkd93bnjr/files/"
+        "2fc38728-2ae7-4a62-a857-032af82334c3/file_downloaded",
+    ),
     reader=_read,
     words={
         "BA": "basophil",

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from dorl_jax.data.listing import Listing, Row
-from dorl_jax.data.sets.archives import archives_in, unpack
-from dorl_jax.errors import InputError
+from dorl_jax.data.sets.archives import archives_in, not_unpacked, unpack
+from dorl_jax.errors import InputError, name_some
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ class DataSet:
 
         Args:
           path: the folder that the archive was unpacked to, one above or below it, a folder of .zip archives as they
-            were downloaded, or one such archive. Archives are not looked into where their unpacked images are found.
-          unpack_to: folder for what is in .zip archives; what is there already is not unpacked again.
+            were downloaded, or one such archive. What is unpacked already is not unpacked again.
+          unpack_to: folder for what is in .zip archives.
           strict: refuse an archive whose numbers of images differ from the published ones, in place of a warning.
 
         Raises:
@@ -78,8 +78,25 @@ class DataSet:
         if not path.exists():
             raise InputError(f"no folder or archive at {path}; {self.name}: {self.get}")
         rows, notes = self.reader([path]) if path.is_dir() else ([], [])
-        if not rows:
-            rows, notes = self.reader(self._unpacked(path, unpack_to))
+        zips, others = archives_in(path)
+        if others and not rows:
+            raise InputError(f"{others[0]} is packed: unpack it first; only .zip archives are unpacked here")
+        zips = not_unpacked(zips, path if path.is_dir() else path.parent)
+        if zips and unpack_to is not None:
+            roots = [path] if path.is_dir() else []
+            unpacked = [unpack(archive, unpack_to) for archive in zips]
+            # What was unpacked below `path` is found there.
+            rows, notes = self.reader([*roots, *(folder for folder in unpacked if not folder.is_relative_to(path))])
+        elif zips and not rows:
+            raise InputError(
+                f"{zips[0]} is packed: unpack it, or build the set, which unpacks it on the way ({self.name})"
+            )
+        elif zips:
+            notes = [
+                *notes,
+                f"Not unpacked, so that their images are missing: {name_some(path.name for path in zips)}.",
+            ]
+            logger.warning("%s: %s", path, notes[-1])
         if not rows:
             raise InputError(f"no image of {self.name} in {path}: {self.get}")
         _refuse_repeats(rows)
@@ -97,18 +114,6 @@ class DataSet:
     @property
     def _unit(self) -> str:
         return "images" if self.counted == "rows" else "fields"
-
-    def _unpacked(self, path: Path, unpack_to: Path | None) -> Sequence[Path]:
-        zips, others = archives_in(path)
-        if zips and unpack_to is None:
-            raise InputError(
-                f"{zips[0]} is packed: unpack it, or build the set, which unpacks it on the way ({self.name})"
-            )
-        if zips and unpack_to is not None:
-            return [unpack(archive, unpack_to) for archive in zips]
-        if others:
-            raise InputError(f"{others[0]} is packed: unpack it first; only .zip archives are unpacked here")
-        return []
 
 
 @dataclass(frozen=True)

@@ -174,12 +174,46 @@ def test_zip_archives_of_one_label_each(
     assert labels_of(listing) == {"basophil/1.TIF": "basophil", "monocyte/1.TIF": "monocyte"}
 
 
+def test_archives_beside_what_is_unpacked_of_others(
+    tmp_path: Path, draw: Draw, pack: Callable[[Path, Path], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two of the three archives of Raabin-WBC are .rar: they were unpacked by hand, the third was not."""
+    folder = tmp_path / "downloads"
+    draw(folder / "Train/Neutrophil/95-8-22-4_19_1.jpg")
+    (folder / "Train.rar").write_bytes(b"Rar!")
+    draw(tmp_path / "made/TestB/Lymphocyte/95-9-3-1_14_1.jpg")
+    pack(tmp_path / "made", folder / "TestB.zip")
+    data_set = find_set("raabin_wbc")
+    without = data_set.read(folder)
+    assert [row.split for row in without.rows] == ["train"]
+    assert "Not unpacked, so that their images are missing: TestB.zip." in without.notes
+    assert "TestB.zip" in caplog.text
+    # Also when the archives are unpacked below the folder that is read.
+    for unpack_to in (tmp_path / "unpacked", folder / "unpacked"):
+        for _ in range(2):
+            listing = data_set.read(folder, unpack_to=unpack_to)
+            assert sorted(row.split for row in listing.rows) == ["test_b", "train"]
+            assert not any("Not unpacked" in note for note in listing.notes)
+
+
+def test_zip_with_a_damaged_image_leaves_nothing(
+    tmp_path: Path, draw: Draw, pack: Callable[[Path, Path], Path]
+) -> None:
+    draw(tmp_path / "made/TestB/Lymphocyte/95-9-3-1_14_1.jpg")
+    archive = pack(tmp_path / "made", tmp_path / "downloads/TestB.zip")
+    data = bytearray(archive.read_bytes())
+    data[200:240] = bytes(40)
+    archive.write_bytes(data)
+    with pytest.raises(InputError, match=r"TestB.zip is no whole .zip archive: .*CRC"):
+        find_set("raabin_wbc").read(archive.parent, unpack_to=tmp_path / "unpacked")
+    assert not list((tmp_path / "unpacked").iterdir())
+
+
 def test_broken_zip_and_rar(tmp_path: Path) -> None:
     (tmp_path / "zip").mkdir()
     (tmp_path / "zip/Train.zip").write_bytes(b"PK not really")
     with pytest.raises(InputError, match=r"Train.zip is no whole .zip archive"):
         find_set("raabin_wbc").read(tmp_path / "zip", unpack_to=tmp_path / "unpacked")
-    assert not list((tmp_path / "unpacked").iterdir())
     (tmp_path / "rar").mkdir()
     (tmp_path / "rar/Train.rar").write_bytes(b"Rar!")
     with pytest.raises(InputError, match=r"Train.rar is packed: unpack it first; only .zip"):

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +50,7 @@ def convert_lora_sam(
     pixel_mean: Sequence[float] | np.ndarray = DORL_PIXEL_MEAN,
     pixel_std: Sequence[float] | np.ndarray = DORL_PIXEL_STD,
     *,
+    resize: Literal["bilinear", "cv2_bilinear"] = "cv2_bilinear",
     lora: LoraConfig | None = None,
     blocks: Sequence[int] | None = None,
     decoder_heads: int | None = None,
@@ -71,6 +72,8 @@ def convert_lora_sam(
       rank: of the LoRA matrices. With a LoRA file it is read off, and checked against this if given; without one None
         is 4 and 0 is no LoRA.
       pixel_mean, pixel_std: statistics of the input (RGB, 0..255) the LoRA was trained with.
+      resize: how the images the LoRA was trained with were brought to size (see `data.images.resize_image`); the
+        original's by default.
       lora: without a LoRA file, the LoRA to start with, in place of `rank`.
       blocks: the blocks the file's matrices belong to, in its order; needed if it does not have two pairs a block.
       decoder_heads: see `convert_sam`.
@@ -100,7 +103,7 @@ def convert_lora_sam(
         lora, classes = _read_lora(tuned, config.encoder.depth, rank, blocks), count_masks(tuned) or 2
         source, spell = _with_places(source, lora.blocks or range(config.encoder.depth), spell)
         del tuned  # what is read is freed as it goes
-    config = replace(config, pixel_mean=_channels(pixel_mean), pixel_std=_channels(pixel_std))
+    config = replace(config, pixel_mean=_channels(pixel_mean), pixel_std=_channels(pixel_std), resize=resize)
     source = resize_positions(source, config.encoder)
     starting = lora_state_dict is None
     model = load(

@@ -110,7 +110,7 @@ def stain_jitter(
     density = cv2.LUT(image, -np.log((np.arange(256, dtype=np.float32) + 0.5) / 255.5))
     changed = cv2.exp(cv2.transform(density, np.column_stack([-matrix, -light]).astype(np.float32)))
     # Undo the half level; OpenCV rounds and saturates.
-    return cv2.convertScaleAbs(cv2.max(changed * 255.5 - 0.5, 0.0))
+    return cv2.convertScaleAbs(np.maximum(changed * 255.5 - 0.5, 0))
 
 
 def degrade(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, strength: float) -> UInt8[np.ndarray, "h w 3"]:

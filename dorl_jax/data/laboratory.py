@@ -116,11 +116,18 @@ def open_laboratories(root: Path, names: Sequence[str] = ()) -> tuple[Listing, .
 
 def _find(root: Path) -> dict[str, Path]:
     """Name of the folder (or laboratory file) -> path."""
-    if root.is_file() or any((root / name).is_file() for name in (*LABORATORY_FILES, LABELS_FILE, _BUILT_FILE)):
+    if root.is_file() or _declared(root):
         return {root.stem if root.is_file() else root.name: root}
     inner = {path.name: path for path in root.iterdir() if path.is_dir() and _reader(path) is not None}
-    # Folders of images are the classes of one laboratory; folders of such folders are laboratories.
-    return inner or ({root.name: root} if _reader(root) is not None else {})
+    # Folders of images are the classes of one laboratory, folders of such folders are laboratories; files tell for sure.
+    if _reader(root) is not None and not any(map(_declared, inner.values())):
+        return {root.name: root}
+    return inner
+
+
+def _declared(folder: Path) -> bool:
+    """Whether the folder says by a file that it is a laboratory."""
+    return any((folder / name).is_file() for name in (*LABORATORY_FILES, LABELS_FILE, _BUILT_FILE))
 
 
 def _reader(folder: Path) -> Callable[[Path], Listing] | None:

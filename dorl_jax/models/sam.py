@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ class SamConfig:
       decoder: the mask decoder.
       mask_prompt_hidden: channels inside the encoder of mask prompts.
       pixel_mean, pixel_std: statistics of the input, on the 0..255 scale, RGB.
+      resize: how the images that it was trained on were brought to its size (see `data.images.resize_image`).
     """
 
     encoder: ImageEncoderConfig
@@ -39,6 +41,7 @@ class SamConfig:
     mask_prompt_hidden: int = 16
     pixel_mean: tuple[float, float, float] = SAM_PIXEL_MEAN
     pixel_std: tuple[float, float, float] = SAM_PIXEL_STD
+    resize: Literal["bilinear", "cv2_bilinear"] = "bilinear"
 
     @classmethod
     def vit_b(cls, image_size: ImageSize = 1024) -> "SamConfig":

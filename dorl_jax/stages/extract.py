@@ -1,24 +1,32 @@
 """Stage 3: what the autoencoder learns from. Images -> feature tokens, masks and crops (arXiv 2408.07467, 3.2)."""
 
 import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import ml_dtypes
 import numpy as np
 
 from dorl_jax import __version__
 from dorl_jax.config import setting
-from dorl_jax.data.crops import cell_crop, cell_view, is_empty
+from dorl_jax.data.cut import CutCells, cut_cells
 from dorl_jax.data.images import resize_image, resize_mask
 from dorl_jax.data.manifest import Cell, Manifest
+from dorl_jax.data.pool import worker_pool
 from dorl_jax.models import CaeConfig, LoraSam
-from dorl_jax.stages.segment import features_and_logits, mask_at, run_batches, segment
+from dorl_jax.stages.segment import features_and_logits, run_batches, segment
 from dorl_jax.store import Store, StoreWriter
 from dorl_jax.training.checkpoints import load_model
 
 logger = logging.getLogger(__name__)
+
+# Batches whose cells are being cut out while the device goes on.
+_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class ExtractSettings:
     )
     parity: bool = setting(False, "crop as the released code does: without the last row and column of the box")
     shard_size: int = setting(256, "cells a shard of the store")
-    workers: int = setting(2, "threads that decode ahead")
+    workers: int = setting(-1, "processes that decode and cut out cells; 0 for threads, -1 for half the cores")
 
 
 def extract(
@@ -64,23 +72,13 @@ def extract(
     writer = StoreWriter(out / "store", ids, signature, settings.shard_size)
     dtype = np.dtype(ml_dtypes.bfloat16) if settings.dtype == "bfloat16" else np.dtype(np.float32)
     crop_size = CaeConfig(grid=model.config.encoder.grid[0]).image_size
-    for number, places in writer.missing():
-        cells = [manifest.cells[place] for place in places]
-        arrays: dict[str, list[Any]] = {"feature": [], "crop": [], "empty": []}
-        name = f"extracting (shard {number + 1} of {-(-len(ids) // settings.shard_size)})"
-        for batch, features, margins in run_batches(
-            model, cells, settings.batch_size, name=name, workers=settings.workers, progress=progress
-        ):
-            originals = batch["originals"]
-            masks = [mask_at(margin, *image.shape[:2]) for image, margin in zip(originals, margins, strict=True)]
-            if settings.zoom:
-                views = [cell_view(image, mask, settings.zoom) for image, mask in zip(originals, masks, strict=True)]
-                features = _features(model, views, settings.batch_size)
-            arrays["feature"].extend(features.astype(dtype))
-            for image, mask in zip(originals, masks, strict=True):
-                arrays["crop"].append(cell_crop(image, mask, crop_size, parity=settings.parity))
-                arrays["empty"].append(is_empty(mask))
-        writer.write(number, {field: np.stack(rows) for field, rows in arrays.items()})
+    missing = list(writer.missing())
+    cells = [manifest.cells[place] for _, places in missing for place in places]
+    rows = _rows(model, cells, crop_size, settings, done=len(ids) - len(cells), progress=progress)
+    for number, places in missing:
+        feature, crop, empty = zip(*islice(rows, len(places)), strict=True)
+        arrays = {"feature": np.stack(feature).astype(dtype), "crop": np.stack(crop), "empty": np.array(empty)}
+        writer.write(number, arrays)
     store = Store(out / "store")
     empty = sum(bool(store["empty"][place]) for place in range(len(store)))
     if empty:
@@ -89,11 +87,43 @@ def extract(
     return store
 
 
-def _features(model: LoraSam, views: list[np.ndarray], batch_size: int) -> np.ndarray:
-    """Feature tokens of at most `batch_size` images."""
-    resized = [resize_image(view, model.config.encoder.side) for view in views]
-    padded = np.stack(resized + resized[-1:] * (batch_size - len(views)))  # one compiled shape
-    return np.asarray(features_and_logits(model, padded)[0])[: len(views)]
+def _rows(
+    model: LoraSam, cells: Sequence[Cell], crop_size: int, settings: ExtractSettings, *, done: int, progress: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+    """Feature, crop and whether no mask was found, of every cell in order.
+
+    Cells are decoded, and cut out, by workers while the device computes other batches.
+    """
+    side, size = model.config.encoder.side, settings.batch_size
+    batches = run_batches(model, cells, size, name="extracting", workers=settings.workers, done=done, progress=progress)
+    waiting: deque[tuple[np.ndarray, Future[CutCells]]] = deque()
+
+    def finish() -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+        features, future = waiting.popleft()
+        cut = future.result()
+        if cut.views is not None:
+            padding = [(0, size - len(features)), (0, 0), (0, 0), (0, 0)]
+            padded = np.pad(cut.views, padding, mode="edge")  # one compiled shape
+            features = np.asarray(features_and_logits(model, padded)[0])[: len(features)]
+        yield from zip(features, cut.crops, cut.empty.tolist(), strict=True)
+
+    with worker_pool(settings.workers) as pool:
+        for batch, features, margins in batches:
+            future = pool.submit(
+                cut_cells,
+                batch["originals"],
+                margins,
+                crop_size,
+                parity=settings.parity,
+                zoom=settings.zoom,
+                view_size=side,
+                resize=model.config.resize,
+            )
+            waiting.append((features, future))
+            if len(waiting) > _AHEAD:
+                yield from finish()
+        while waiting:
+            yield from finish()
 
 
 def _save_samples(manifest: Manifest, model: LoraSam, out: Path, settings: ExtractSettings, each: int = 8) -> None:

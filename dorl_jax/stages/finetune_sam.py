@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,8 @@ from flax import nnx
 from jaxtyping import Array
 
 from dorl_jax.config import expand_path, setting
-from dorl_jax.data.images import read_image, resize_image, resize_mask
+from dorl_jax.data.augment import Augmentation
+from dorl_jax.data.images import ResizeMethod, read_image, resize_image, resize_mask
 from dorl_jax.data.loader import segmentation_batches
 from dorl_jax.data.manifest import Cell, Manifest, read_cell
 from dorl_jax.errors import InputError
@@ -49,11 +51,23 @@ class FinetuneSettings:
     weight_decay: float = setting(0.1, "AdamW's weight decay")
     warmup_steps: int = setting(50, "steps of linear warm-up, before the cosine to 0")
     dice_weight: float = setting(0.8, "share of Dice in the loss; the rest is cross-entropy")
-    augment: bool = setting(True, "turn, flip, rotate and zoom images with their masks")
-    stain: float = setting(1.0, "strength of the random stain of the augmentation; 0 for none")
-    balance_laboratories: bool = setting(True, "take all laboratories equally often, whatever their size")
+    resize: Literal["bilinear", "cv2_bilinear"] = setting(
+        "bilinear", "to the input's size; 'cv2_bilinear', the original's, skips pixels where it shrinks by 2 or more"
+    )
+    augment: Literal["none", "parity", "laboratory"] = setting(
+        "laboratory",
+        "change images and masks at random: 'parity' as the original; 'laboratory' by symmetries, small rotations and "
+        "the look of another laboratory, by the strengths that follow",
+    )
+    magnification: float = setting(1.25, "zoom by up to this factor, or its inverse; 1 for none")
+    stain: float = setting(1.0, "strength of the random amount, hue and purity of the dyes; 0 for none")
+    white_balance: float = setting(1.0, "strength of the random brightness and colour of the light; 0 for none")
+    blur: float = setting(1.0, "strength of random blur and noise; 0 for none")
+    balance: Literal["none", "laboratory", "class", "laboratory_and_class"] = setting(
+        "laboratory", "take these equally often, whatever their size"
+    )
     held_out: float = setting(0.2, "share of the masked cells of each laboratory that is kept for the test")
-    workers: int = setting(2, "threads that read and augment ahead")
+    workers: int = setting(-1, "processes that read and augment ahead; 0 for threads, -1 for half the cores")
     log_every: int = setting(20, "steps between rows of metrics.csv")
     checkpoint_every: int = setting(200, "steps between checkpoints")
     seed: int = setting(0, "seed of weights, order and augmentation")
@@ -78,27 +92,31 @@ def finetune_sam(manifest: Manifest, out: Path, settings: FinetuneSettings, *, p
         return segmentation_loss(logits, _shrink(batch["mask"], logits_size), settings.dice_weight)
 
     schedule = warmup_cosine(settings.learning_rate, settings.warmup_steps, settings.steps)
-    train(
-        model,
-        model.trainable(settings.encoder),
-        loss,
-        adamw(schedule, settings.weight_decay),
-        schedule,
-        segmentation_batches(
-            training,
-            size,
-            settings.batch_size,
-            settings.seed,
-            augment=settings.augment,
-            stain=settings.stain,
-            balance_laboratories=settings.balance_laboratories,
-            workers=settings.workers,
+    batches = segmentation_batches(
+        training,
+        size,
+        settings.batch_size,
+        settings.seed,
+        augmentation=Augmentation(
+            settings.augment, settings.magnification, settings.stain, settings.white_balance, settings.blur
         ),
-        LoopSettings(settings.steps, settings.log_every, settings.checkpoint_every, settings.seed),
-        out,
-        name="fine-tuning SAM",
-        progress=progress,
+        balance=settings.balance,
+        resize=settings.resize,
+        workers=settings.workers,
     )
+    with closing(batches):
+        train(
+            model,
+            model.trainable(settings.encoder),
+            loss,
+            adamw(schedule, settings.weight_decay),
+            schedule,
+            batches,
+            LoopSettings(settings.steps, settings.log_every, settings.checkpoint_every, settings.seed),
+            out,
+            name="fine-tuning SAM",
+            progress=progress,
+        )
     save_model(out / "model", model)
     _test(model, test, out, settings, progress)
     return model
@@ -135,7 +153,7 @@ def _make_model(settings: FinetuneSettings, cells: Sequence[Cell]) -> LoraSam:
     image_size = settings.image_size or (112 if settings.variant == "tiny" else 224)
     config = SamConfig.preset(settings.variant, image_size)
     if settings.pixel_statistics == "data":
-        mean, std = pixel_statistics(cells, image_size)
+        mean, std = pixel_statistics(cells, image_size, settings.resize)
     elif settings.pixel_statistics == "sam":
         mean, std = SAM_PIXEL_MEAN, SAM_PIXEL_STD
     else:
@@ -145,10 +163,12 @@ def _make_model(settings: FinetuneSettings, cells: Sequence[Cell]) -> LoraSam:
         from weights_conversion import convert_lora_sam
 
         path = expand_path(settings.checkpoint, "finetune_sam.checkpoint")
-        return convert_lora_sam(path, None, settings.variant, image_size, rank, mean, std, seed=settings.seed)
+        return convert_lora_sam(
+            path, None, settings.variant, image_size, rank, mean, std, resize=settings.resize, seed=settings.seed
+        )
     if settings.encoder == "lora":
         raise InputError("finetune_sam.encoder = 'lora' tunes a trained SAM: give finetune_sam.checkpoint, or 'full'")
-    config = replace(config, pixel_mean=mean, pixel_std=std)
+    config = replace(config, pixel_mean=mean, pixel_std=std, resize=settings.resize)
     model = LoraSam(config, None, rngs=nnx.Rngs(settings.seed))
     # Zeros are for tables that a checkpoint fills; a fresh ViT learns faster from small random positions.
     positions = model.sam.image_encoder.pos_embed
@@ -158,11 +178,11 @@ def _make_model(settings: FinetuneSettings, cells: Sequence[Cell]) -> LoraSam:
 
 
 def pixel_statistics(
-    cells: Sequence[Cell], image_size: int, most: int = 200
+    cells: Sequence[Cell], image_size: int, resize: ResizeMethod = "bilinear", most: int = 200
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and sd of each channel (0..255) over at most `most` evenly spaced cells."""
     chosen = cells[:: max(1, len(cells) // most)]
-    pixels = np.stack([resize_image(read_image(cell.image), image_size) for cell in chosen]).reshape(-1, 3)
+    pixels = np.stack([resize_image(read_image(cell.image), image_size, resize) for cell in chosen]).reshape(-1, 3)
     mean, std = pixels.mean(axis=0), np.maximum(pixels.std(axis=0), 1.0)
     return (float(mean[0]), float(mean[1]), float(mean[2])), (float(std[0]), float(std[1]), float(std[2]))
 

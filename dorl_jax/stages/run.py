@@ -74,8 +74,10 @@ class Run:
         return fingerprint(__version__, [(one.name, self.tree(one)) for one in before])
 
     def tree(self, stage: Stage) -> dict[str, Any]:
-        """The settings of a stage as plain values."""
-        return config.as_tree(getattr(self.settings, stage.section)) if stage.section else {}
+        """The settings of a stage that its output depends on, as plain values."""
+        tree = config.as_tree(getattr(self.settings, stage.section)) if stage.section else {}
+        # Whoever prepares the batches, they are the same: a run may go on with more workers or fewer.
+        return {name: value for name, value in tree.items() if name != "workers"}
 
 
 def _prepare(run: Run) -> Any:

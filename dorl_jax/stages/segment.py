@@ -3,14 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 from tqdm.auto import tqdm
 
-from dorl_jax.data.crops import largest_component
+from dorl_jax.data.cut import mask_at
 from dorl_jax.data.loader import image_batches
 from dorl_jax.data.manifest import Cell
 from dorl_jax.models import LoraSam
@@ -24,22 +23,23 @@ def features_and_logits(model: LoraSam, images: AnyArray) -> tuple[jax.Array, ja
     return out["feature"], out["low_res_logits"][..., 1] - out["low_res_logits"][..., 0]
 
 
-def mask_at(margin: Float[np.ndarray, "h w"], height: int, width: int) -> Bool[np.ndarray, "height width"]:
-    """The largest component of the mask at the image's own size.
-
-    The margin is interpolated bilinearly before the threshold; the argmax of two interpolated channels is the sign of
-    their interpolated difference.
-    """
-    resized = cv2.resize(np.ascontiguousarray(margin), (width, height), interpolation=cv2.INTER_LINEAR)
-    return largest_component(resized > 0)
-
-
 def run_batches(
-    model: LoraSam, cells: Sequence[Cell], batch_size: int, *, name: str, workers: int = 2, progress: bool = True
+    model: LoraSam,
+    cells: Sequence[Cell],
+    batch_size: int,
+    *,
+    name: str,
+    workers: int = 0,
+    done: int = 0,
+    progress: bool = True,
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
-    """(batch, features, margins) of all cells in order, valid rows only; the next batch computes meanwhile."""
-    batches = image_batches(cells, model.config.encoder.side, batch_size, workers=workers)
-    with tqdm(total=len(cells), desc=name, unit="cell", disable=not progress) as bar:
+    """(batch, features, margins) of all cells in order, valid rows only; the next batch computes meanwhile.
+
+    `done` is what the bar starts from.
+    """
+    size, resize = model.config.encoder.side, model.config.resize
+    batches = image_batches(cells, size, batch_size, resize=resize, workers=workers)
+    with tqdm(total=done + len(cells), initial=done, desc=name, unit="cell", disable=not progress) as bar:
         waiting: tuple[dict[str, Any], tuple[jax.Array, jax.Array]] | None = None
         for batch in batches:
             computing = batch, features_and_logits(model, batch["image"])
@@ -60,9 +60,9 @@ def _fetch(
 
 
 def segment(
-    model: LoraSam, cells: Sequence[Cell], batch_size: int, *, name: str, progress: bool = True
+    model: LoraSam, cells: Sequence[Cell], batch_size: int, *, name: str, workers: int = 0, progress: bool = True
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]]:
     """(place in `cells`, image, mask) of all cells in order."""
-    for batch, _, margins in run_batches(model, cells, batch_size, name=name, progress=progress):
+    for batch, _, margins in run_batches(model, cells, batch_size, name=name, workers=workers, progress=progress):
         for place, image, margin in zip(batch["index"], batch["originals"], margins, strict=False):
             yield int(place), image, mask_at(margin, *image.shape[:2])

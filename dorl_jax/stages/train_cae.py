@@ -1,6 +1,7 @@
 """Stage 4: train the cross-domain autoencoder. Store -> CAE (arXiv 2408.07467, section 3.2)."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from dorl_jax.config import setting
-from dorl_jax.data.loader import array_batches
+from dorl_jax.data.loader import array_batches, balance_groups
 from dorl_jax.data.manifest import Manifest
 from dorl_jax.errors import InputError
 from dorl_jax.losses import cae_loss
@@ -36,8 +37,9 @@ class CaeSettings:
     learning_rate: float = setting(1e-4, "peak learning rate")
     weight_decay: float = setting(0.05, "AdamW's weight decay")
     warmup_steps: int = setting(500, "steps of linear warm-up (at most half of all), before the cosine to 0")
-    balance_laboratories: bool = setting(True, "the same number of cells of every laboratory in every batch")
-    workers: int = setting(2, "threads that read ahead")
+    balance: Literal["none", "laboratory", "class", "laboratory_and_class"] = setting(
+        "laboratory", "the same number of cells of each in every batch; with 'class' the training sees labels"
+    )
     log_every: int = setting(20, "steps between rows of metrics.csv")
     checkpoint_every: int = setting(200, "steps between checkpoints")
     seed: int = setting(0, "seed of weights, order and masks")
@@ -76,24 +78,25 @@ def train_cae(
         return cae_loss(out, target, images, batch["domain"], len(number), settings.pixel_weight)
 
     schedule = warmup_cosine(settings.learning_rate, settings.warmup_steps, settings.steps)
-    train(
-        model,
-        nnx.Param,
-        loss,
-        adamw(schedule, settings.weight_decay),
-        schedule,
-        array_batches(
-            {"feature": store["feature"], "crop": store["crop"], "domain": domains},
-            settings.batch_size,
-            settings.seed,
-            domains if settings.balance_laboratories else None,
-            workers=settings.workers,
-        ),
-        LoopSettings(settings.steps, settings.log_every, settings.checkpoint_every, settings.seed),
-        out,
-        name="training CAE",
-        progress=progress,
+    batches = array_batches(
+        {"feature": store["feature"], "crop": store["crop"], "domain": domains},
+        settings.batch_size,
+        settings.seed,
+        balance_groups(manifest.cells, settings.balance),
     )
+    with closing(batches):
+        train(
+            model,
+            nnx.Param,
+            loss,
+            adamw(schedule, settings.weight_decay),
+            schedule,
+            batches,
+            LoopSettings(settings.steps, settings.log_every, settings.checkpoint_every, settings.seed),
+            out,
+            name="training CAE",
+            progress=progress,
+        )
     save_model(out / "model", model)
     _save_samples(manifest, store, model, out)
     return model

@@ -1,13 +1,28 @@
 from collections import Counter
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from dorl_jax.data.augment import Augmentation
 from dorl_jax.data.images import ImageError, read_image, resize_image, resize_mask
-from dorl_jax.data.loader import array_batches, image_batches, segmentation_batches
+from dorl_jax.data.loader import (
+    WHOLE,
+    Batches,
+    Share,
+    array_batches,
+    balance_groups,
+    image_batches,
+    segmentation_batches,
+    worker_count,
+)
 from dorl_jax.data.manifest import Cell, read_cell, read_laboratories
+from dorl_jax.data.sources import Part
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError
 
@@ -15,6 +30,9 @@ from dorl_jax.errors import InputError
 @pytest.fixture(scope="module")
 def cells(smears: Path, five: Taxonomy) -> tuple[Cell, ...]:
     return read_laboratories(smears, (), five).cells
+
+
+PLAIN = Augmentation("none")
 
 
 def numbered(folder: Path, laboratories: dict[str, int]) -> list[Cell]:
@@ -36,7 +54,7 @@ def numbers(batch: dict[str, np.ndarray]) -> list[int]:
 
 def test_every_cell_once_an_epoch_in_new_order(tmp_path: Path) -> None:
     cells = numbered(tmp_path, {"a": 7, "b": 4})
-    batches = segmentation_batches(cells, 8, 4, seed=5, augment=False)
+    batches = segmentation_batches(cells, 8, 4, seed=5, augmentation=PLAIN)
     stream = [number for _ in range(11) for number in numbers(next(batches))]
     epochs = [tuple(stream[start : start + 11]) for start in range(0, 44, 11)]
     assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
@@ -44,14 +62,14 @@ def test_every_cell_once_an_epoch_in_new_order(tmp_path: Path) -> None:
 
 
 def test_fewer_cells_than_a_batch(tmp_path: Path) -> None:
-    batches = segmentation_batches(numbered(tmp_path, {"a": 3}), 8, 8, seed=0, augment=False)
+    batches = segmentation_batches(numbered(tmp_path, {"a": 3}), 8, 8, seed=0, augmentation=PLAIN)
     stream = [number for _ in range(3) for number in numbers(next(batches))]
     assert all(sorted(stream[start : start + 3]) == [0, 1, 2] for start in range(0, 24, 3))
 
 
 def test_balanced_laboratories(tmp_path: Path) -> None:
     cells = numbered(tmp_path, {"large": 12, "small": 3, "tiny": 1})
-    batches = segmentation_batches(cells, 8, 6, seed=0, augment=False, balance_laboratories=True)
+    batches = segmentation_batches(cells, 8, 6, seed=0, augmentation=PLAIN, balance="laboratory")
     seen: Counter[int] = Counter()
     for _ in range(6):
         found = numbers(next(batches))
@@ -62,7 +80,7 @@ def test_balanced_laboratories(tmp_path: Path) -> None:
 
 
 def test_batches_are_the_resized_cells(cells: tuple[Cell, ...]) -> None:
-    batch = next(segmentation_batches(cells, 40, len(cells), seed=0, augment=False))
+    batch = next(segmentation_batches(cells, 40, len(cells), seed=0, augmentation=PLAIN))
     assert (batch["image"].dtype, batch["mask"].dtype) == (np.uint8, np.uint8)
     expected = {}
     for cell in cells:
@@ -74,14 +92,10 @@ def test_batches_are_the_resized_cells(cells: tuple[Cell, ...]) -> None:
         np.testing.assert_array_equal(mask, expected.pop(image.tobytes()))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_seed_decides_and_memory_and_threads_do_not(cells: tuple[Cell, ...], workers: int) -> None:
-    plain = segmentation_batches(cells, 32, 8, seed=1)
-    same = segmentation_batches(cells, 32, 8, seed=1, workers=workers, cache_bytes=20_000)
-    other = segmentation_batches(cells, 32, 8, seed=2)
+def test_the_seed_decides(cells: tuple[Cell, ...]) -> None:
+    plain, same, other = (segmentation_batches(cells, 32, 8, seed=seed) for seed in (1, 1, 2))
     for _ in range(9):
-        expected = next(plain)
-        found = next(same)
+        expected, found = next(plain), next(same)
         np.testing.assert_array_equal(expected["image"], found["image"])
         np.testing.assert_array_equal(expected["mask"], found["mask"])
         assert not np.array_equal(expected["image"], next(other)["image"])
@@ -100,11 +114,12 @@ def test_seed_decides_the_augmentation(tmp_path: Path) -> None:
     assert len(drawn) == 3
 
 
-@pytest.mark.parametrize("balance", [False, True])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_restoring_in_mid_epoch_continues_bit_for_bit(cells: tuple[Cell, ...], workers: int, balance: bool) -> None:
-    def start() -> object:
-        return segmentation_batches(cells, 32, 7, seed=3, workers=workers, balance_laboratories=balance)
+@pytest.mark.parametrize(
+    ("workers", "balance"), [(0, "none"), (0, "laboratory"), pytest.param(2, "laboratory", marks=pytest.mark.slow)]
+)
+def test_restoring_in_mid_epoch_continues_bit_for_bit(cells: tuple[Cell, ...], workers: int, balance: str) -> None:
+    def start() -> Batches:
+        return segmentation_batches(cells, 32, 7, seed=3, workers=workers, balance=balance)
 
     batches = start()
     for _ in range(6):
@@ -119,24 +134,100 @@ def test_restoring_in_mid_epoch_continues_bit_for_bit(cells: tuple[Cell, ...], w
         np.testing.assert_array_equal(batch["mask"], found["mask"])
 
 
-def test_cache_keeps_what_fits(tmp_path: Path) -> None:
-    cells = numbered(tmp_path, {"a": 4})
-    one = 8 * 8 * 4  # three bytes of image and one of mask a pixel
-    batches = segmentation_batches(cells, 8, 4, seed=0, augment=False, cache_bytes=4 * one)
-    next(batches)
-    for cell in cells:
-        cell.image.unlink()
-    assert sorted(numbers(next(batches))) == [0, 1, 2, 3]
+@pytest.mark.slow
+def test_the_number_of_workers_and_processes_changes_nothing(cells: tuple[Cell, ...]) -> None:
+    def start(workers: int = 0, share: Share = WHOLE) -> Batches:
+        return segmentation_batches(cells, 32, 12, 3, balance="class", workers=workers, share=share)
+
+    expected = list(islice(start(), 9))
+    with closing(start(workers=3)) as batches:
+        for batch in expected:
+            found = next(batches)
+            for name in ("image", "mask", "place"):
+                np.testing.assert_array_equal(found[name], batch[name])
+        # A state of one number of workers is one of any other.
+        state = batches.get_state()
+    restored = start(workers=1)
+    restored.set_state({"row": 4 * 12})
+    with closing(restored):
+        for batch in expected[4:]:
+            np.testing.assert_array_equal(next(restored)["image"], batch["image"])
+    assert restored.get_state() == state
 
 
-def test_cache_decodes_again_what_does_not_fit(tmp_path: Path) -> None:
-    cells = numbered(tmp_path, {"a": 4})
-    batches = segmentation_batches(cells, 8, 4, seed=0, augment=False, cache_bytes=8 * 8 * 4 * 4 - 1)
-    next(batches)
-    for cell in cells:
-        cell.image.unlink()
-    with pytest.raises(ImageError, match="no image file at"):
-        next(batches)
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_every_batch(cells: tuple[Cell, ...], count: int) -> None:
+    whole = segmentation_batches(cells, 16, 12, 3, balance="laboratory")
+    shares = [
+        segmentation_batches(cells, 16, 12, 3, balance="laboratory", share=Share(index, count))
+        for index in range(count)
+    ]
+    for step in range(6):
+        if step == 3:
+            # Every process knows the place of all: any of them can restore another number of processes.
+            state = shares[0].get_state()
+            assert all(share.get_state() == state for share in shares)
+            shares = shares[::-1]
+            for index, share in enumerate(shares):
+                share.close()
+                shares[index] = segmentation_batches(cells, 16, 12, 3, balance="laboratory", share=Share(index, count))
+                shares[index].set_state(state)
+        batch, parts = next(whole), [next(share) for share in shares]
+        for name in ("image", "mask", "place"):
+            # Row r of the batch is row r // count of process r % count.
+            together = np.stack([part[name] for part in parts], 1).reshape(batch[name].shape)
+            np.testing.assert_array_equal(together, batch[name])
+
+
+def test_a_batch_that_cannot_be_shared(cells: tuple[Cell, ...]) -> None:
+    with pytest.raises(InputError, match="batches of 10 cannot be shared by 4 processes"):
+        segmentation_batches(cells, 16, 10, 3, share=Share(0, 4))
+
+
+def test_balanced_classes(tmp_path: Path) -> None:
+    labels = ["monocyte"] * 9 + ["basophil"] * 1 + ["neutrophil"] * 2
+    cells = [
+        replace(cell, label=label) for cell, label in zip(numbered(tmp_path, {"a": 8, "b": 4}), labels, strict=True)
+    ]
+    batches = segmentation_batches(cells, 8, 6, seed=0, augmentation=PLAIN, balance="class")
+    for _ in range(5):
+        found = Counter(cells[place].label for place in next(batches)["place"])
+        assert found == {"monocyte": 2, "basophil": 2, "neutrophil": 2}
+    groups = balance_groups(cells, "laboratory_and_class")
+    assert groups is not None
+    assert Counter(groups) == {"a/monocyte": 8, "b/monocyte": 1, "b/basophil": 1, "b/neutrophil": 2}
+    assert balance_groups(cells, "none") is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_processes_share_the_images_in_order(cells: tuple[Cell, ...], count: int) -> None:
+    read = []
+    for index in range(count):
+        for batch in image_batches(cells, 16, 4, share=Share(index, count)):
+            assert len(batch["originals"]) == batch["valid"].sum()
+            read += batch["index"][batch["valid"]].tolist()
+    assert read == list(range(len(cells)))
+
+
+def test_worker_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, expected in ((1, 0), (2, 0), (4, 2), (12, 6), (200, 8)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        assert worker_count(-1) == expected
+    assert worker_count(3) == 3
+
+
+def test_parts_of_a_picture_and_the_chosen_resizing_are_read(tmp_path: Path) -> None:
+    field = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(field).save(tmp_path / "field.png")
+    Image.fromarray(np.full((60, 80), 255, np.uint8)).save(tmp_path / "mask.png")
+    box = (5, 7, 50, 40)
+    cell = Cell("a/1", "a", Part(tmp_path / "field.png", *box), Part(tmp_path / "mask.png", *box), "monocyte")
+    (batch,) = image_batches([cell], 16, 1, resize="cv2_bilinear")
+    np.testing.assert_array_equal(batch["originals"][0], field[7:47, 5:55])
+    np.testing.assert_array_equal(batch["image"][0], cv2.resize(field[7:47, 5:55], (16, 16)))
+    pair = next(segmentation_batches([cell], 16, 1, 0, augmentation=PLAIN, resize="cv2_bilinear"))
+    np.testing.assert_array_equal(pair["image"][0], batch["image"][0])
+    assert pair["mask"].all()
 
 
 def test_refuses_cells_without_masks(cells: tuple[Cell, ...]) -> None:
@@ -147,7 +238,7 @@ def test_refuses_cells_without_masks(cells: tuple[Cell, ...]) -> None:
         segmentation_batches([], 32, 4, seed=0)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_broken_image_is_named_and_not_replaced(tmp_path: Path, workers: int) -> None:
     cells = numbered(tmp_path, {"a": 4})
     cells[2].image.write_text("no image")
@@ -157,8 +248,9 @@ def test_a_broken_image_is_named_and_not_replaced(tmp_path: Path, workers: int) 
         list(image_batches(cells, 8, 4, workers=workers))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("batch_size", [1, 4, 30, 32])
+@pytest.mark.parametrize(
+    ("batch_size", "workers"), [(1, 0), (4, 0), (30, 0), (32, 0), pytest.param(4, 2, marks=pytest.mark.slow)]
+)
 def test_image_batches_in_order_with_a_filled_up_tail(cells: tuple[Cell, ...], batch_size: int, workers: int) -> None:
     batches = list(image_batches(cells, 24, batch_size, workers=workers))
     assert len(batches) == -(-len(cells) // batch_size)
@@ -211,7 +303,7 @@ def test_array_batches_balance_groups_and_restore() -> None:
         assert Counter(groups[rows].tolist()) == {3: 2, 7: 2, 9: 2}
     state = batches.get_state()
     expected = [next(batches)["row"] for _ in range(5)]
-    restored = array_batches(arrays, 6, seed=0, groups=groups, workers=2)
+    restored = array_batches(arrays, 6, seed=0, groups=groups)
     restored.set_state(state)
     np.testing.assert_array_equal([next(restored)["row"] for _ in range(5)], expected)
 

@@ -1,5 +1,6 @@
 """A run killed in each training goes on and ends with the same vectors as one that was not."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -33,9 +34,13 @@ def test_killed_runs(tmp_path):
     settings = tmp_path / "settings.toml"
     settings.write_text(SETTINGS)
 
+    # Twelve processes compile the same programs; the first one is enough.
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = os.environ | cache
+
     def begin(run: Path, stage: str) -> subprocess.Popen[bytes]:
         arguments = [stage, "--run", str(run), "--config", str(settings), "--quiet"]
-        return subprocess.Popen([sys.executable, "-m", "dorl_jax.cli", *arguments])
+        return subprocess.Popen([sys.executable, "-m", "dorl_jax.cli", *arguments], env=environment)
 
     for name, kills in (("unbroken", ()), ("killed", ("finetune-sam", "train-cae"))):
         for stage in ("prepare", "finetune-sam", "extract", "train-cae", "embed"):

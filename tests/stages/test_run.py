@@ -10,12 +10,12 @@ from PIL import Image
 from dorl_jax import config
 from dorl_jax.cli import main
 from dorl_jax.data.crops import cell_view
+from dorl_jax.data.cut import mask_at
 from dorl_jax.data.images import resize_image
 from dorl_jax.data.manifest import load_cells
 from dorl_jax.evaluation.latents import read_latents
 from dorl_jax.models import Cae, LoraSam
 from dorl_jax.stages.run import STAGES
-from dorl_jax.stages.segment import mask_at
 from dorl_jax.store import Store
 from dorl_jax.training.checkpoints import load_model
 

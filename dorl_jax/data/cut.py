@@ -1,0 +1,69 @@
+"""What follows from an image and the segmenter's answer: the mask, the cell on grey, the window around it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from dorl_jax.data.crops import cell_crop, cell_view, is_empty, largest_component
+from dorl_jax.data.images import ResizeMethod, resize_image
+
+
+class CutCells(NamedTuple):
+    """Of a batch of cells.
+
+    Attributes:
+      crops: uint8 (B, S, S, 3), the cells on grey; the whole image where no mask was found.
+      empty: bool (B,), True where no mask was found.
+      views: uint8 (B, V, V, 3), the windows around the cells, or None if none were asked for.
+    """
+
+    crops: np.ndarray
+    empty: np.ndarray
+    views: np.ndarray | None
+
+
+def mask_at(margin: Float[np.ndarray, "h w"], height: int, width: int) -> Bool[np.ndarray, "height width"]:
+    """The largest component of the mask at the image's own size.
+
+    The margin is interpolated bilinearly before the threshold; the argmax of two interpolated channels is the sign of
+    their interpolated difference.
+
+    Args:
+      margin: how much more a pixel is cell than background, at the segmenter's resolution.
+      height, width: of the image.
+    """
+    resized = cv2.resize(np.ascontiguousarray(margin), (width, height), interpolation=cv2.INTER_LINEAR)
+    return largest_component(resized > 0)
+
+
+def cut_cells(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    margins: Float[np.ndarray, "b h w"],
+    crop_size: int,
+    *,
+    parity: bool = False,
+    zoom: float = 0.0,
+    view_size: int = 0,
+    resize: ResizeMethod = "bilinear",
+) -> CutCells:
+    """Masks, crops and windows of a batch; free of JAX, so that worker processes can do it.
+
+    Args:
+      images: RGB, each at its own size.
+      margins: see `mask_at`.
+      crop_size: side of the crops in pixels.
+      parity: see `crops.cell_crop`.
+      zoom: side of the window over the longer side of the cell (see `crops.cell_view`); 0 for no windows.
+      view_size: side that the windows are resized to, in pixels.
+      resize: see `images.resize_image`.
+    """
+    masks = [mask_at(margin, *image.shape[:2]) for image, margin in zip(images, margins, strict=True)]
+    crops = [cell_crop(image, mask, crop_size, parity=parity) for image, mask in zip(images, masks, strict=True)]
+    views = None
+    if zoom:
+        pairs = zip(images, masks, strict=True)
+        views = np.stack([resize_image(cell_view(image, mask, zoom), view_size, resize) for image, mask in pairs])
+    return CutCells(np.stack(crops), np.array([is_empty(mask) for mask in masks]), views)

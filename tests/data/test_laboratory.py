@@ -1,0 +1,211 @@
+"""Laboratories as they come: tables, trees, and one file that says what is what."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dorl_jax.data.laboratory import open_laboratories, open_laboratory
+from dorl_jax.data.manifest import make_manifest, read_laboratories
+from dorl_jax.data.taxonomy import Taxonomy
+from dorl_jax.errors import InputError
+
+
+@pytest.fixture
+def plant(tmp_path: Path) -> Callable[..., Path]:
+    """Writes small images (grey 200) at the given paths under a folder, and text files."""
+
+    def write(folder: str, *images: str, **texts: str) -> Path:
+        root = tmp_path / folder
+        for name in images:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((20, 24, 3), 200, np.uint8)).save(path)
+        for name, text in texts.items():
+            path = root / name.replace("__", ".")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return root
+
+    return write
+
+
+TREE = ("monocyte/p1_a.png", "monocyte/p2_b.jpg", "neutrophil/deeper/p1_c.BMP")
+
+
+def test_a_tree_of_classes(plant: Callable[..., Path]) -> None:
+    root = plant("hospital", *TREE, "loose.png", notes__txt="x")
+    (root / ".hidden").mkdir()
+    (root / "monocyte" / "Thumbs.db").write_text("x")
+    listing = open_laboratory(root)
+    assert listing.name == "hospital"
+    assert [(row.file, row.label, row.image, row.mask) for row in listing.rows] == [
+        ("monocyte/p1_a.png", "monocyte", root / "monocyte/p1_a.png", None),
+        ("monocyte/p2_b.jpg", "monocyte", root / "monocyte/p2_b.jpg", None),
+        ("neutrophil/deeper/p1_c.BMP", "neutrophil", root / "neutrophil/deeper/p1_c.BMP", None),
+    ]
+    assert listing.notes == ("2 files are not taken for images of a class: 1 .png, 1 .txt.",)
+
+
+def test_a_tree_beside_its_masks(plant: Callable[..., Path]) -> None:
+    root = plant("hospital", "images/monocyte/a.jpg", "images/monocyte/b.jpg")
+    plant("hospital", "masks/monocyte/a.png", "masks/monocyte/none.png")
+    listing = open_laboratory(root)
+    assert [(row.file, row.mask) for row in listing.rows] == [
+        ("monocyte/a.jpg", root / "masks/monocyte/a.png"),
+        ("monocyte/b.jpg", None),
+    ]
+    assert listing.notes == ("1 masks have no image: monocyte/none.",)
+    plant("hospital", "masks/monocyte/a.bmp")
+    with pytest.raises(InputError, match="two masks for one image"):
+        open_laboratory(root)
+
+
+FILE = {
+    "toml": """
+name = "north"
+images = "pictures"
+group = '^[^/]+/(p\\d+)_'
+dropped = ["dirt"]
+[labels]
+mono = "monocyte"
+NO = "neutrophil"
+""",
+    "yaml": """
+name: north
+images: pictures
+group: ^[^/]+/(p\\d+)_
+dropped: [dirt]
+labels:
+  mono: monocyte
+  NO: neutrophil
+""",
+}
+
+
+@pytest.mark.parametrize("kind", ["toml", "yaml"])
+def test_one_file_describes_a_laboratory(plant: Callable[..., Path], five: Taxonomy, kind: str) -> None:
+    images = ("pictures/mono/p1_a.png", "pictures/NO/p2_b.png", "pictures/NO/x.png", "pictures/dirt/p1_d.png")
+    root = plant("cells", *images, **{f"laboratory__{kind}": FILE[kind]})
+    for listing in (open_laboratory(root), open_laboratory(root / f"laboratory.{kind}")):
+        manifest = make_manifest([listing], five)
+        assert [(cell.id, cell.label, cell.group) for cell in manifest.cells] == [
+            ("north/NO/p2_b.png", "neutrophil", "p2"),
+            ("north/NO/x.png", "neutrophil", ""),
+            ("north/mono/p1_a.png", "monocyte", "p1"),
+        ]
+        assert manifest.dropped == {"dirt": 1}
+        assert listing.notes == ("1 files do not match group = '^[^/]+/(p\\\\d+)_': NO/x.png.",)
+
+
+def test_columns_of_other_names(plant: Callable[..., Path], five: Taxonomy) -> None:
+    root = plant(
+        "data",
+        "a.png",
+        "m.png",
+        "b.png",
+        sheet__csv="path,diagnosis,patient,set,outline\na.png,Mono,7,train,m.png\nb.png,Neutro,8,test,\n",
+        laboratory__toml="""
+table = "sheet.csv"
+[columns]
+file = "path"
+label = "diagnosis"
+group = "patient"
+split = "set"
+mask = "outline"
+[labels]
+Mono = "monocyte"
+Neutro = "neutrophil_banded"
+unused = "basophil"
+""",
+    )
+    listing = open_laboratory(root)
+    first, second = make_manifest([listing], five).cells
+    assert (first.id, first.label, first.group, first.split) == ("data/a.png", "monocyte", "7", "train")
+    assert first.mask == root / "m.png"
+    assert (second.label, second.group, second.split, second.mask) == ("neutrophil", "8", "test", None)
+    assert listing.notes == ("laboratory.toml maps labels that no image has: unused.",)
+
+
+def test_the_images_may_lie_elsewhere(
+    plant: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root = plant("disk/cells", *TREE)
+    plant("described", north__toml='root = "${CELLS}"\nsplit = "p1"\n')
+    monkeypatch.setenv("CELLS", str(root))
+    listing = open_laboratory(tmp_path / "described" / "north.toml")
+    assert (listing.name, [row.split for row in listing.rows]) == ("north", ["p1", "", "p1"])
+
+
+def test_laboratories_of_every_kind_side_by_side(plant: Callable[..., Path], five: Taxonomy, tmp_path: Path) -> None:
+    plant("all/tree", *TREE)
+    plant("all/table", "a.png", labels__csv="file,class\na.png,basophil\n")
+    plant("all/described", "pictures/mono/a.png", laboratory__toml=FILE["toml"])
+    (tmp_path / "all" / "empty").mkdir()
+    (tmp_path / "all" / "run.toml").write_text("[data]\n")
+    manifest = read_laboratories(tmp_path / "all", (), five)
+    assert manifest.laboratories == ("north", "table", "tree")
+    assert {name: sum(row.values()) for name, row in manifest.counts().items()} == {"north": 1, "table": 1, "tree": 3}
+    # A folder that is a laboratory itself is one, too.
+    assert [listing.name for listing in open_laboratories(tmp_path / "all" / "tree")] == ["tree"]
+    assert [listing.name for listing in open_laboratories(tmp_path / "all", ["tree", "table"])] == ["tree", "table"]
+    plant("all/other", "pictures/mono/a.png", laboratory__toml=FILE["toml"])
+    with pytest.raises(InputError, match="two laboratories are called 'north': .*described and .*other"):
+        open_laboratories(tmp_path / "all")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("imagess = 'a'", r"laboratory\.toml: unknown key 'imagess' \(did you mean 'images'\?\)"),
+        ("[columns]\nfil = 'a'", r"unknown key 'columns.fil' \(did you mean 'columns.file'|unknown key 'columns.fil'"),
+        ("images = 'a'\ntable = 'b'", "give one of table and images"),
+        ("root = 'nowhere'", r"no folder at .*nowhere \(root = 'nowhere'\)"),
+        ("root = '${NOT_SET_ANYWHERE}'", "needs the environment variable NOT_SET_ANYWHERE"),
+        ("group = '('", r"group = '\(' is no regular expression"),
+        ("dropped = ['a']\n[labels]\na = 'monocyte'", "both mapped and dropped: a"),
+        ("labels = 3", "labels"),
+        ("name = ", "not valid TOML"),
+        ("images = 'none'", "no folder at .*none"),
+    ],
+)
+def test_bad_laboratory_files(plant: Callable[..., Path], text: str, message: str) -> None:
+    root = plant("cells", *TREE, laboratory__toml=text)
+    with pytest.raises(InputError, match=message):
+        open_laboratory(root)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("labels: {a: monocyte, b: basophil, a: neutrophil}", "line 1: 'a' is there twice"),
+        ("- a\n- b", "does not hold keys and values"),
+        ("a: [", "not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "does not hold keys and values|not valid YAML"),
+    ],
+)
+def test_bad_yaml(plant: Callable[..., Path], text: str, message: str) -> None:
+    root = plant("cells", *TREE, laboratory__yaml=text)
+    with pytest.raises(InputError, match=message):
+        open_laboratory(root)
+
+
+def test_what_is_no_laboratory(plant: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no laboratory at"):
+        open_laboratory(tmp_path / "none")
+    root = plant("cells", notes__txt="x")
+    with pytest.raises(InputError, match=r"notes\.txt is no laboratory: give a folder"):
+        open_laboratory(root / "notes.txt")
+    with pytest.raises(InputError, match=r"no labels\.csv in .*, no laboratory\.toml and no folder of images"):
+        open_laboratory(root)
+    (root / "laboratory.toml").write_text("")
+    with pytest.raises(InputError, match="no image in the folders of"):
+        open_laboratory(root)
+
+
+def test_an_unknown_label_of_a_tree_names_the_file(plant: Callable[..., Path], five: Taxonomy) -> None:
+    root = plant("cells", "monocite/a.png")
+    with pytest.raises(InputError, match=r"monocite/a\.png: unknown label 'monocite' \(did you mean 'monocyte'"):
+        make_manifest([open_laboratory(root)], five)

@@ -10,14 +10,13 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from dorl_jax.data.built import INFO_FILE, LeftOut, StoredCell, read_built, read_left_out, write_cells
+from dorl_jax.data.built import INFO_FILE, About, LeftOut, Masks, StoredCell, about_set, unpack_folder, write_cells
 from dorl_jax.data.encoding import encode_image, encode_mask
 from dorl_jax.data.images import ImageError
 from dorl_jax.data.listing import Listing, Row
@@ -27,79 +26,24 @@ from dorl_jax.errors import InputError, name_some
 
 logger = logging.getLogger(__name__)
 
-Masks = Literal["none", "some", "all"]
-
 # A shard's cells are held in memory until it is written.
 _SHARD_BYTES = 2**27
 # Without a split of its own a set is what TFDS users expect.
 _DEFAULT_SPLIT = "train"
 
 
-@dataclass(frozen=True)
-class About:
-    """What TFDS tells of a data set.
-
-    Attributes:
-      description: a sentence or more.
-      citation: BibTeX.
-      homepage: an address.
-      licence: its name.
-    """
-
-    description: str = "Images of blood cells."
-    citation: str = ""
-    homepage: str = ""
-    licence: str = ""
-
-
-@dataclass(frozen=True)
-class Built:
-    """A data set on disk.
-
-    Attributes:
-      folder: with the name and version; what `built.read_built` reads.
-      cells: number of cells stored.
-      left_out: images that could not be stored; also in `failures.csv`.
-      new: False where it had been there.
-    """
-
-    folder: Path
-    cells: int
-    left_out: tuple[LeftOut, ...]
-    new: bool
-
-
-def build(
+def prepare(
     listing: Listing,
     out: Path,
     *,
-    about: About | None = None,
-    version: str = "1.0.0",
-    masks: Masks | None = None,
-    strict: bool = False,
-    progress: bool = True,
-    workers: int | None = None,
-) -> Built:
-    """Store the images, masks and labels of a laboratory as a data set of its name in `out`.
-
-    The folder appears when all is written. What is there already, of the same files, is left as it is.
-
-    Args:
-      listing: the laboratory; the order of its rows is kept.
-      out: folder of data sets (`data_dir` of TFDS).
-      about: for readers of the set.
-      version: three numbers.
-      masks: whether none, some or all of the cells have masks; by default what the rows say.
-      strict: stop at an image or mask that cannot be read instead of leaving it out.
-      progress: show a bar with rate and time left.
-      workers: threads that read and encode; by default one for each processor, at most 8.
-
-    Raises:
-      InputError: a listing without rows or of one that differs from what is there under this name and version; no
-        image that can be read, or (`strict`) one that cannot.
-    """
-    if not listing.rows:
-        raise InputError(f"{listing.name} has no images to build a data set of")
+    about: About,
+    version: str,
+    masks: Masks | None,
+    strict: bool,
+    progress: bool,
+    workers: int | None,
+) -> tuple[Path, bool]:
+    """The folder of a listing's data set, and whether it is new (see `built.build`)."""
     labels = tuple(listing.words)
     if any(row.label not in listing.words for row in listing.rows):
         labels = tuple(sorted({row.label for row in listing.rows}))
@@ -108,7 +52,7 @@ def build(
         dataset_name(listing.name),
         skip_registration=True,
         VERSION=_version(version),
-        about=about or About(),
+        about=about,
         labels=labels,
         masks=masks or _masks_of(listing),
         listing=listing,
@@ -121,46 +65,7 @@ def build(
     new = not (folder / INFO_FILE).is_file()
     if new:
         builder.download_and_prepare()
-    stored = read_built(folder)
-    left_out = read_left_out(folder)
-    if {row.file for row in stored.rows} | {item.file for item in left_out} != {row.file for row in listing.rows}:
-        raise InputError(
-            f"{folder} holds other files than {listing.name} has now: remove it, or build under another version"
-        )
-    return Built(folder, len(stored.rows), left_out, new)
-
-
-def build_set(
-    data_set: DataSet,
-    path: Path,
-    out: Path,
-    *,
-    strict: bool = False,
-    progress: bool = True,
-    workers: int | None = None,
-) -> Built:
-    """Build a published data set from its archive.
-
-    Args:
-      data_set: which one (`sets.find_set`).
-      path: its archive, unpacked or as .zip files (see `DataSet.read`), which are unpacked in `out/downloads`.
-      out, progress, workers: as for `build`.
-      strict: stop at images that cannot be read, and at numbers that differ from the published ones.
-
-    Raises:
-      InputError: what `DataSet.read` or `build` refuse.
-    """
-    listing = data_set.read(path, unpack_to=unpack_folder(out, data_set), strict=strict)
-    return build(
-        listing,
-        out,
-        about=about_set(data_set),
-        version=data_set.version,
-        masks=data_set.masks,
-        strict=strict,
-        progress=progress,
-        workers=workers,
-    )
+    return folder, new
 
 
 class CellBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -321,16 +226,6 @@ def register_set(data_set: DataSet, module: str) -> type[SetBuilder]:
         masks=data_set.masks,
         data_set=data_set,
     )
-
-
-def unpack_folder(out: Path, data_set: DataSet) -> Path:
-    """Where the archives of a set are unpacked; it may be removed when the set is built."""
-    return out / "downloads" / "extracted" / data_set.name
-
-
-def about_set(data_set: DataSet) -> About:
-    """What TFDS tells of a published set."""
-    return About(f"{data_set.title}.", data_set.citation, data_set.homepage, data_set.licence)
 
 
 def dataset_name(name: str) -> str:

@@ -1,8 +1,9 @@
-"""Reading built data sets: folders of ArrayRecord files that TFDS reads, too, with a list of their cells beside.
+"""Built data sets: folders of ArrayRecord files that TFDS reads, too, with a list of their cells beside.
 
 A built set is `<folder>/<name>/<version>/` with `dataset_info.json` and the shards as TensorFlow Datasets (TFDS) lays
 them out, and two files of ours: `cells.parquet`, a row for each cell, so that a set is listed without opening a record,
-and `failures.csv`, the images that were left out. TensorFlow is not needed to read or write it.
+and `failures.csv`, the images that were left out. TensorFlow is not needed to read or write it; TFDS is imported where
+something is built.
 """
 
 import csv
@@ -12,18 +13,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dorl_jax.data.listing import Listing, Row
+from dorl_jax.data.sets.base import DataSet
 from dorl_jax.data.sources import Record
 from dorl_jax.errors import InputError
 
 INFO_FILE = "dataset_info.json"
 CELLS_FILE = "cells.parquet"
 FAILURES_FILE = "failures.csv"
+
+# Which of a set's cells have masks.
+Masks = Literal["none", "some", "all"]
 
 _FORMAT = 1
 _METADATA_KEY = b"dorl_jax"
@@ -54,6 +59,134 @@ class LeftOut:
     file: str
     image: str
     reason: str
+
+
+@dataclass(frozen=True)
+class About:
+    """What TFDS tells of a data set.
+
+    Attributes:
+      description: a sentence or more.
+      citation: BibTeX.
+      homepage: an address.
+      licence: its name.
+    """
+
+    description: str = "Images of blood cells."
+    citation: str = ""
+    homepage: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A data set on disk.
+
+    Attributes:
+      folder: with the name and version; what `read_built` reads.
+      cells: number of cells stored.
+      left_out: images that could not be stored; also in `failures.csv`.
+      new: False where it had been there.
+    """
+
+    folder: Path
+    cells: int
+    left_out: tuple[LeftOut, ...]
+    new: bool
+
+
+def build(
+    listing: Listing,
+    out: Path,
+    *,
+    about: About | None = None,
+    version: str = "1.0.0",
+    masks: Masks | None = None,
+    strict: bool = False,
+    progress: bool = True,
+    workers: int | None = None,
+) -> Built:
+    """Store the images, masks and labels of a laboratory as a data set of its name in `out`.
+
+    The folder appears when all is written. What is there already, of the same files, is left as it is.
+
+    Args:
+      listing: the laboratory; the order of its rows is kept.
+      out: folder of data sets (`data_dir` of TFDS).
+      about: for readers of the set.
+      version: three numbers.
+      masks: whether none, some or all of the cells have masks; by default what the rows say.
+      strict: stop at an image or mask that cannot be read instead of leaving it out.
+      progress: show a bar with rate and time left.
+      workers: threads that read and encode; by default one for each processor, at most 8.
+
+    Raises:
+      InputError: a listing without rows or of one that differs from what is there under this name and version; no
+        image that can be read, or (`strict`) one that cannot.
+    """
+    from dorl_jax.data.building import prepare
+
+    if not listing.rows:
+        raise InputError(f"{listing.name} has no images to build a data set of")
+    folder, new = prepare(
+        listing,
+        out,
+        about=about or About(),
+        version=version,
+        masks=masks,
+        strict=strict,
+        progress=progress,
+        workers=workers,
+    )
+    stored = read_built(folder)
+    left_out = read_left_out(folder)
+    if {row.file for row in stored.rows} | {item.file for item in left_out} != {row.file for row in listing.rows}:
+        raise InputError(
+            f"{folder} holds other files than {listing.name} has now: remove it, or build under another version"
+        )
+    return Built(folder, len(stored.rows), left_out, new)
+
+
+def build_set(
+    data_set: DataSet,
+    path: Path,
+    out: Path,
+    *,
+    strict: bool = False,
+    progress: bool = True,
+    workers: int | None = None,
+) -> Built:
+    """Build a published data set from its archive.
+
+    Args:
+      data_set: which one (`sets.find_set`).
+      path: its archive, unpacked or as .zip files (see `DataSet.read`), which are unpacked in `out/downloads`.
+      out, progress, workers: as for `build`.
+      strict: stop at images that cannot be read, and at numbers that differ from the published ones.
+
+    Raises:
+      InputError: what `DataSet.read` or `build` refuse.
+    """
+    return build(
+        data_set.read(path, unpack_to=unpack_folder(out, data_set), strict=strict),
+        out,
+        about=about_set(data_set),
+        version=data_set.version,
+        masks=data_set.masks,
+        strict=strict,
+        progress=progress,
+        workers=workers,
+    )
+
+
+def unpack_folder(out: Path, data_set: DataSet) -> Path:
+    """Where the archives of a set are unpacked; it may be removed when the set is built."""
+    return out / "downloads" / "extracted" / data_set.name
+
+
+def about_set(data_set: DataSet) -> About:
+    """What TFDS tells of a published set."""
+    return About(f"{data_set.title}.", data_set.citation, data_set.homepage, data_set.licence)
 
 
 def read_built(folder: Path) -> Listing:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from dorl_jax.data.built import read_record
 from dorl_jax.data.images import FORMATS, ImageError, read_image, read_mask
 from dorl_jax.data.sources import ImageSource, Part, Record
 
@@ -25,8 +26,6 @@ def encode_image(source: ImageSource) -> bytes:
       ImageError: the image cannot be read, or the part lies outside the picture.
     """
     if isinstance(source, Record):
-        from dorl_jax.data.built import read_record
-
         return read_record(source)
     if isinstance(source, Part):
         return _png(_cut(read_image(source.path), source)[..., ::-1])
@@ -45,8 +44,6 @@ def encode_mask(source: ImageSource) -> bytes:
       ImageError: the mask cannot be read, or the part lies outside the picture.
     """
     if isinstance(source, Record):
-        from dorl_jax.data.built import read_record
-
         return read_record(source)
     path = source.path if isinstance(source, Part) else source
     # It knows all the ways in which a mask can be unreadable, and says which it is.

@@ -16,8 +16,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dorl_jax.data import building
-from dorl_jax.data.building import About, Built, build, build_set, dataset_name, split_name
-from dorl_jax.data.built import read_built, read_left_out, read_record
+from dorl_jax.data.building import dataset_name, split_name
+from dorl_jax.data.built import About, Built, build, build_set, read_built, read_left_out, read_record
 from dorl_jax.data.images import read_image
 from dorl_jax.data.laboratory import open_laboratory
 from dorl_jax.data.listing import Listing, Row
@@ -208,6 +208,7 @@ KILLED = """
     import numpy as np
     from PIL import Image
     from dorl_jax.data import building
+    from dorl_jax.data.built import build
     from dorl_jax.data.listing import Listing, Row
     folder, kill_at = Path(sys.argv[1]), int(sys.argv[2])
     rows = tuple(Row(str(n), folder / f"{n}.png", "a") for n in range(20))
@@ -220,7 +221,7 @@ KILLED = """
             os._exit(9)
         return encode(row)
     building._encode = dying
-    print(building.build(Listing("lab", rows), folder / "out", progress=False).new)
+    print(build(Listing("lab", rows), folder / "out", progress=False).new)
 """
 
 

@@ -12,8 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dorl_jax.data.building import build, build_set
-from dorl_jax.data.built import read_built, read_record
+from dorl_jax.data.built import build, build_set, read_built, read_record
 from dorl_jax.data.images import read_image, read_mask
 from dorl_jax.data.laboratory import open_laboratory
 from dorl_jax.data.sets import find_set

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from dorl_jax.data.sets import find_set
 from dorl_jax.data.taxonomy import load_taxonomy
 from dorl_jax.errors import InputError
 
@@ -44,6 +45,44 @@ def test_five_classes_are_the_thirteen_merged(raw: str, expected: str) -> None:
     # An unspecified neutrophil has no place among the 13, but one among the 5.
     merged = "neutrophil" if raw == "NEUTROPHIL" else FIVE_OF_THIRTEEN.get(expected)
     assert load_taxonomy("five_classes").resolve(raw) == merged
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_published_sets_say_what_the_paper_says(name: str) -> None:
+    data_set = find_set(name.replace("-", "").lower())
+    expected = dict(pair.split() for pair in PAPER[name].split(","))
+    taxonomy = load_taxonomy("thirteen_classes")
+    assert {raw: str(taxonomy.resolve(word)) for raw, word in data_set.words.items()} == expected
+
+
+def test_words_of_mll23() -> None:
+    """It comes from the laboratory of INT-20: the same cells are kept, merged and dropped."""
+    expected = """basophil basophil, eosinophil eosinophil, hairy_cell None, lymphocyte lymphocyte_typical,
+        lymphocyte_large_granular None, lymphocyte_neoplastic lymphocyte_atypical,
+        lymphocyte_reactive lymphocyte_atypical, metamyelocyte metamyelocyte, monocyte monocyte,
+        myeloblast myeloblast, myelocyte myelocyte, neutrophil_band neutrophil_banded,
+        neutrophil_segmented neutrophil_segmented, normoblast erythroblast, plasma_cell None,
+        promyelocyte promyelocyte, promyelocyte_atypical None, smudge_cell smudge_cell"""
+    for taxonomy, merge in (("thirteen_classes", {}), ("five_classes", FIVE_OF_THIRTEEN)):
+        known = load_taxonomy(taxonomy)
+        for pair in expected.split(","):
+            raw, common = pair.split()
+            word = find_set("mll23").words[raw]
+            assert known.resolve(word) == (merge.get(common) if merge or common == "None" else common), raw
+
+
+@pytest.mark.parametrize("name", ["raabin_wbc", "lisc", "bccd", "jiangxi_tecom", "cellavision_blog"])
+def test_words_of_sets_of_five_kinds(name: str) -> None:
+    words = find_set(name).words.values()
+    five, thirteen = load_taxonomy("five_classes"), load_taxonomy("thirteen_classes")
+    assert {five.resolve(word) for word in words} == set(five.classes)
+    assert {thirteen.resolve(word) for word in words} == {
+        "neutrophil_segmented",
+        "lymphocyte_typical",
+        "monocyte",
+        "eosinophil",
+        "basophil",
+    }
 
 
 def test_order_of_classes() -> None:

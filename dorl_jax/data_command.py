@@ -5,6 +5,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from dorl_jax.data.built import build, build_set
 from dorl_jax.data.laboratory import open_laboratories
 from dorl_jax.data.listing import Listing
 from dorl_jax.data.sets import SETS, DataSet, find_set
@@ -114,8 +115,6 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _build(options: argparse.Namespace) -> None:
-    from dorl_jax.data.building import build, build_set  # TensorFlow Datasets is slow to import
-
     settings = {"strict": options.strict, "progress": not options.quiet}
     if options.set:
         data_set = find_set(options.set)

@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 from dorl_jax import config
+from dorl_jax.data.built import read_built
 from dorl_jax.data.listing import Listing, Row
+from dorl_jax.data.sets import find_set
 from dorl_jax.data.tables import LABELS_FILE, Columns, read_table
 from dorl_jax.data.trees import is_tree, read_tree
 from dorl_jax.errors import InputError, name_some, suggest
@@ -153,8 +155,6 @@ def _reader(folder: Path) -> Callable[[Path], Listing] | None:
 
 
 def _built(folder: Path) -> Listing:
-    from dorl_jax.data.built import read_built  # tensorflow-datasets is slow to import
-
     return read_built(_versions(folder)[-1])
 
 
@@ -176,8 +176,6 @@ def _described(path: Path) -> Listing:
     if not root.is_dir():
         raise InputError(f"{path}: no folder at {root} (root = {said.root!r})")
     if said.published:
-        from dorl_jax.data.sets import find_set
-
         listing = find_set(said.published).read(root)
     elif said.table:
         listing = Listing("", read_table(root / said.table, root, said.columns))

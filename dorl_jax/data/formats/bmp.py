@@ -5,7 +5,7 @@ import struct
 import numpy as np
 from PIL.BmpImagePlugin import BmpImageFile
 
-from dorl_jax.data.formats.facts import ImageFacts, Unreadable, check_pixels
+from dorl_jax.data.formats.facts import ImageFacts, Unreadable, broken, check_pixels
 from dorl_jax.data.formats.pixels import Picture, Pixels, from_pillow, open_with_pillow
 
 _HEADERS = (12, 40, 52, 56, 64, 108, 124)
@@ -28,22 +28,22 @@ def open_bmp(data: bytes) -> Picture:
         else:
             width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
     except struct.error as error:
-        raise Unreadable("is a BMP image that is cut short") from error
+        raise broken("the BMP file is cut short") from error
     from_below, height = height > 0, abs(height)
     check_pixels(width, height)
     if bits not in (1, 4, 8, 16, 24, 32) or compression not in (_RAW, _RLE8, _RLE4, _BIT_FIELDS):
         raise Unreadable(f"is a BMP image of {bits} bits and compression {compression}, which is not read")
     if start < 14 + size:
-        raise Unreadable("is a broken BMP image: its pixels start within its header")
+        raise broken("its pixels start within its header")
     stride = (width * bits + 31) // 32 * 4
     if compression in (_RAW, _BIT_FIELDS) and len(data) < start + stride * height:
-        raise Unreadable("is a BMP image that is cut short")
+        raise broken("the BMP file is cut short")
     has_alpha = False
     if compression == _BIT_FIELDS:
         # At least a row of four bytes comes after the masks. Only longer headers have a mask for alpha.
         masks = struct.unpack_from("<4I", data, 54)
         if not any(masks[:3]):
-            raise Unreadable("is a broken BMP image: no bits are given to its colours")
+            raise broken("no bits are given to its colours")
         has_alpha = bits == 32 and size >= 56 and masks[3] != 0
     facts = ImageFacts(
         format="BMP",

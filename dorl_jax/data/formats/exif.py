@@ -3,7 +3,7 @@
 import struct
 from dataclasses import dataclass
 
-from dorl_jax.data.formats.facts import Unreadable
+from dorl_jax.data.formats.facts import Unreadable, broken
 
 ORIENTATION = 274
 _MP_PICTURES = 0xB001
@@ -36,11 +36,17 @@ class Directory:
     values: dict[int, tuple[int, ...]]
     next: int
 
+    def all(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """The values of a tag. Raises `Unreadable` where it is there, but its values are no whole numbers."""
+        if tag in self.entries and tag not in self.values:
+            raise broken(f"tag {tag} is of a wrong type")
+        return self.values.get(tag, default)
+
     def one(self, tag: int, default: int | None = None) -> int:
         """The only value of a tag. Raises `Unreadable` where there are none (and no default) or more."""
-        values = self.values.get(tag, () if default is None else (default,))
+        values = self.all(tag, () if default is None else (default,))
         if len(values) != 1:
-            raise Unreadable(f"is a broken TIFF image: tag {tag} has {len(values)} values")
+            raise broken(f"tag {tag} has {len(values)} values")
         return values[0]
 
 
@@ -53,9 +59,11 @@ def first_directory(data: bytes, strict: bool = True) -> Directory:
     order = "<" if data[:1] == b"I" else ">"
     big = b"+" in data[2:4]
     try:
+        if big and struct.unpack_from(order + "HH", data, 4) != (8, 0):
+            raise broken("a BigTIFF file whose places do not take 8 bytes")
         (at,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
     except struct.error as error:
-        raise Unreadable("is a TIFF image that is cut short") from error
+        raise broken("the TIFF file is cut short") from error
     return read_directory(data, order, big, at, strict)
 
 
@@ -68,7 +76,7 @@ def read_directory(data: bytes, order: str, big: bool, at: int, strict: bool = T
     try:
         (count,) = struct.unpack_from(order + count_format, data, at)
         if count > _MOST_ENTRIES:
-            raise Unreadable(f"is a broken TIFF image: a page of {count} tags")
+            raise broken(f"a page of {count} tags")
         for place in range(at + head, at + head + count * entry_size, entry_size):
             tag, kind, number = struct.unpack_from(order + entry_format, data, place)
             size = number * _BYTES.get(kind, 0)
@@ -78,15 +86,15 @@ def read_directory(data: bytes, order: str, big: bool, at: int, strict: bool = T
             if start + size > len(data):
                 if not strict:
                     continue
-                raise Unreadable(f"is a TIFF image that is cut short: tag {tag} lies beyond its end")
+                raise broken(f"the TIFF file is cut short: tag {tag} lies beyond its end")
             if tag in entries:
-                raise Unreadable(f"is a broken TIFF image: tag {tag} comes twice")
+                raise broken(f"tag {tag} comes twice")
             entries[tag] = data[place : place + entry_size]
             if kind in _WHOLE_NUMBERS and number <= _MOST_VALUES:
                 values[tag] = struct.unpack_from(f"{order}{number}{_WHOLE_NUMBERS[kind]}", data, start)
         (after,) = struct.unpack_from(order + place_format, data, at + head + count * entry_size)
     except (struct.error, OverflowError) as error:
-        raise Unreadable("is a TIFF image that is cut short") from error
+        raise broken("the TIFF file is cut short") from error
     return Directory(order, big, at, entries, values, after)
 
 

@@ -10,6 +10,12 @@ class Unreadable(Exception):
     """The bytes give no picture. The message goes on after the picture's name: "is cut short"."""
 
 
+def broken(error: BaseException | str) -> Unreadable:
+    """The exception for a decoder's complaint, on one line."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return Unreadable(f"is a broken or truncated image: {reason}")
+
+
 @dataclass(frozen=True)
 class ImageFacts:
     """What the header of a picture says; no pixel is decoded for it.

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import simplejpeg
 
 from dorl_jax.data.formats.exif import exif_orientation, pictures_in_index
-from dorl_jax.data.formats.facts import ImageFacts, Unreadable, check_pixels, upright_size
-from dorl_jax.data.formats.pixels import Picture, Pixels, broken, cmyk_to_rgb
+from dorl_jax.data.formats.facts import ImageFacts, Unreadable, broken, check_pixels, upright_size
+from dorl_jax.data.formats.pixels import Picture, Pixels, cmyk_to_rgb
 
 _START_OF_SCAN, _END, _APP1, _APP2 = 0xDA, 0xD9, 0xE1, 0xE2
 # A progressive picture has some ten; every one walks over all pixels, which can be made to last for hours.

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 from PIL import Image
 
-from dorl_jax.data.formats.facts import ImageFacts, Unreadable
+from dorl_jax.data.formats.facts import ImageFacts, Unreadable, broken
 
-Pixels = UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w _"]
+Pixels = UInt8[np.ndarray, "_ _"] | UInt8[np.ndarray, "_ _ _"]
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,6 @@ def open_with_pillow(plugin: Callable[[BytesIO], Image.Image], data: bytes) -> I
             return image.copy()
     except _DECODE_ERRORS as error:
         raise broken(error) from error
-
-
-def broken(error: BaseException | str) -> Unreadable:
-    """The exception for a decoder's complaint, on one line."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return Unreadable(f"is a broken or truncated image: {reason}")
 
 
 def from_pillow(image: Image.Image) -> Pixels:

@@ -10,8 +10,8 @@ import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
 from dorl_jax.data.formats.exif import exif_orientation
-from dorl_jax.data.formats.facts import ImageFacts, Unreadable, check_pixels, upright_size
-from dorl_jax.data.formats.pixels import Picture, Pixels, broken, from_pillow, from_sixteen_bits, open_with_pillow
+from dorl_jax.data.formats.facts import ImageFacts, broken, check_pixels, upright_size
+from dorl_jax.data.formats.pixels import Picture, Pixels, from_pillow, from_sixteen_bits, open_with_pillow
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
@@ -34,13 +34,13 @@ def open_png(data: bytes) -> Picture:
         if name == b"IDAT":
             compressed.append(content)
         elif chunks.setdefault(name, content) is not content and name in _PICTURE:
-            raise Unreadable(f"is a broken PNG image: chunk {_spell(name)} comes twice")
+            raise broken(f"chunk {_spell(name)} comes twice")
     if len(chunks.get(b"IHDR", b"")) != 13 or not compressed:
-        raise Unreadable("is a broken PNG image: no header or no pixels")
+        raise broken("no header or no pixels")
     width, height, bits, colours, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
     check_pixels(width, height)
     if colours not in _CHANNELS:
-        raise Unreadable(f"is a broken PNG image: colour type {colours}")
+        raise broken(f"colour type {colours}")
     chunks[b"IDAT"] = b"".join(compressed)
     animation = chunks.get(b"acTL", b"")
     orientation = exif_orientation(chunks.get(b"eXIf", b""))
@@ -82,12 +82,12 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         if end + 4 > len(data):
             break
         if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            raise Unreadable(f"is a broken PNG image: wrong checksum of chunk {_spell(name)}")
+            raise broken(f"wrong checksum of chunk {_spell(name)}")
         yield name, data[at + 8 : end]
         if name == b"IEND":
             return
         at = end + 4
-    raise Unreadable("is a PNG image that is cut short")
+    raise broken("the PNG file is cut short")
 
 
 def _spell(name: bytes) -> str:

@@ -8,11 +8,10 @@ import numpy as np
 from PIL.TiffImagePlugin import TiffImageFile
 
 from dorl_jax.data.formats.exif import ORIENTATION, Directory, first_directory, read_directory
-from dorl_jax.data.formats.facts import MOST_PIXELS, ImageFacts, Unreadable, check_pixels, upright_size
+from dorl_jax.data.formats.facts import ImageFacts, Unreadable, broken, check_pixels, upright_size
 from dorl_jax.data.formats.pixels import (
     Picture,
     Pixels,
-    broken,
     cmyk_to_rgb,
     from_pillow,
     from_sixteen_bits,
@@ -58,12 +57,18 @@ def open_tiff(data: bytes) -> Picture:
     check_pixels(width, height)
     if page.one(_SUBFILE, 0) & 1:
         raise Unreadable("is a TIFF image whose first page is a reduced copy of another")
+    for tag in _MAKE_THE_PICTURE - {_JPEG_TABLES, *_YCBCR}:
+        page.all(tag)  # a decoder would pass over one of a wrong type
     colours, bits, extra = _kind(page)
-    if colours == _INDEX and max(page.values.get(_PALETTE, (0,))) < 256:
+    if colours == _INDEX:
+        palette = page.all(_PALETTE)
+        if len(palette) != 3 * 2**bits:
+            raise broken(f"a palette of {len(palette)} values")
         # Pillow takes the upper bytes, which is right whether a writer multiplied by 256 or by 257.
-        raise Unreadable("is a TIFF image with a palette of 8-bit values, where 16 are due")
+        if max(palette) < 256:
+            raise Unreadable("is a TIFF image with a palette of 8-bit values, where 16 are due")
     _check_strips(page, len(data), width, height)
-    orientation = page.values.get(ORIENTATION, (1,))[0]
+    orientation = page.one(ORIENTATION, 1)
     orientation = orientation if 1 <= orientation <= 8 else 1
     facts = ImageFacts(
         format="TIFF",
@@ -94,9 +99,9 @@ def open_tiff(data: bytes) -> Picture:
 def _kind(page: Directory) -> tuple[int, int, tuple[int, ...]]:
     """The colours, the bits of a channel, what the extra samples are."""
     colours, samples = page.one(_COLOURS), page.one(_SAMPLES, 1)
-    all_bits, extra = page.values.get(_BITS, (1,)), page.values.get(_EXTRA, ())
+    all_bits, extra = page.all(_BITS, (1,)), page.all(_EXTRA)
     bits = all_bits[0] if all_bits else 0
-    if set(page.values.get(_NUMBERS, (1,))) != {1}:
+    if set(page.all(_NUMBERS, (1,))) != {1}:
         raise Unreadable("is a TIFF image of signed or floating-point values, which have no known range")
     channels, allowed = _KINDS.get(colours, (0, ()))
     if colours == _RGB and samples == 4 and not extra:
@@ -121,31 +126,31 @@ def _check_strips(page: Directory, length: int, width: int, height: int) -> None
     """Raises `Unreadable` unless all strips or tiles are there, whole, in the file."""
     samples, planes = page.one(_SAMPLES, 1), page.one(_PLANES, 1)
     if _TILES in page.entries:
-        starts, sizes = page.values.get(_TILES, ()), page.values.get(_TILE_BYTES, ())
+        starts, sizes = page.all(_TILES), page.all(_TILE_BYTES)
         columns, rows = page.one(_TILE_WIDTH), page.one(_TILE_HEIGHT)
         check_pixels(columns, rows)
     else:
-        starts, sizes = page.values.get(_STRIPS, ()), page.values.get(_STRIP_BYTES, ())
+        starts, sizes = page.all(_STRIPS), page.all(_STRIP_BYTES)
         columns, rows = width, min(page.one(_ROWS_PER_STRIP, height), height)
     layers = samples if planes == 2 else 1
     across, down = -(-width // columns), -(-height // max(rows, 1))
     if rows < 1 or not len(starts) == len(sizes) == across * down * layers:
-        raise Unreadable("is a broken TIFF image: too few or too many strips")
-    row_bytes = (columns * page.values.get(_BITS, (1,))[0] * (samples // layers) + 7) // 8
+        raise broken("too few or too many strips")
+    row_bytes = (columns * page.all(_BITS, (1,))[0] * (samples // layers) + 7) // 8
     for place, (start, size) in enumerate(zip(starts, sizes, strict=True)):
         if size < 1 or start + size > length:
-            raise Unreadable("is a TIFF image that is cut short")
+            raise broken("the TIFF file is cut short")
         last_strip = _TILES not in page.entries and place % down == down - 1
         least = row_bytes * (height - rows * (down - 1) if last_strip else rows)
         if page.one(_COMPRESSION, _RAW) == _RAW and size < least:
-            raise Unreadable("is a broken TIFF image: a strip is too short")
+            raise broken("a strip is too short")
 
 
 def _count_pages(data: bytes, page: Directory) -> int:
     seen = {page.at}
     while page.next:
         if page.next in seen:
-            raise Unreadable("is a broken TIFF image: its pages go in a circle")
+            raise broken("its pages go in a circle")
         seen.add(page.next)
         page = read_directory(data, page.order, page.big, page.next)
     return len(seen)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from PIL.WebPImagePlugin import WebPImageFile
 
 from dorl_jax.data.formats.exif import exif_orientation
-from dorl_jax.data.formats.facts import ImageFacts, Unreadable, check_pixels, upright_size
+from dorl_jax.data.formats.facts import ImageFacts, broken, check_pixels, upright_size
 from dorl_jax.data.formats.pixels import Picture, from_pillow, open_with_pillow
 
 _ALPHA = 0x10  # of the flags of chunk VP8X
@@ -40,12 +40,12 @@ def open_webp(data: bytes) -> Picture:
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     if len(data) < 12 or len(data) < (end := 8 + struct.unpack_from("<I", data, 4)[0]):
-        raise Unreadable("is a WebP image that is cut short")
+        raise broken("the WebP file is cut short")
     at = 12
     while at + 8 <= end:
         name, length = struct.unpack_from("<4sI", data, at)
         if at + 8 + length > end:
-            raise Unreadable(f"is a broken WebP image: chunk {name.decode('latin-1')!r} is longer than the file")
+            raise broken(f"chunk {name.decode('latin-1')!r} is longer than the file")
         yield name, data[at + 8 : at + 8 + length]
         at += 8 + length + length % 2
 
@@ -62,4 +62,4 @@ def _header(chunks: dict[bytes, bytes]) -> tuple[int, int, bool]:
     if len(lossy) >= 10 and lossy[3:6] == b"\x9d\x01\x2a":
         width, height = struct.unpack_from("<HH", lossy, 6)
         return width & 0x3FFF, height & 0x3FFF, False
-    raise Unreadable("is a broken WebP image: it has no header")
+    raise broken("it has no header")

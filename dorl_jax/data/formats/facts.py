@@ -70,6 +70,6 @@ def check_pixels(width: int, height: int) -> None:
         raise Unreadable(f"has {width} x {height} pixels, more than {MOST_PIXELS}")
 
 
-def upright_size(width: int, height: int, orientation: int) -> dict[str, int]:
+def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:
     """Width and height once the orientation is applied: 5 to 8 swap them."""
-    return {"width": height, "height": width} if orientation >= 5 else {"width": width, "height": height}
+    return (height, width) if orientation >= 5 else (width, height)

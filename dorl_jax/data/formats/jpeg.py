@@ -35,10 +35,12 @@ def open_jpeg(data: bytes) -> Picture:
             pictures = pictures_in_index(content[4:])
         elif marker == _APP2 and content.startswith(b"ICC_PROFILE\0"):
             has_profile = True
+    wide, tall = upright_size(width, height, orientation)
     facts = ImageFacts(
         format="JPEG",
         mode={"Gray": "grey", "CMYK": "CMYK", "YCCK": "CMYK"}.get(colours, "RGB"),
-        **upright_size(width, height, orientation),
+        width=wide,
+        height=tall,
         pages=pictures,
         orientation=orientation,
         has_profile=has_profile,

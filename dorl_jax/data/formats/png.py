@@ -44,10 +44,12 @@ def open_png(data: bytes) -> Picture:
     chunks[b"IDAT"] = b"".join(compressed)
     animation = chunks.get(b"acTL", b"")
     orientation = exif_orientation(chunks.get(b"eXIf", b""))
+    wide, tall = upright_size(width, height, orientation)
     facts = ImageFacts(
         format="PNG",
         mode={_PALETTE: "palette", _GREY: "grey", _GREY_ALPHA: "grey"}.get(colours, "RGB"),
-        **upright_size(width, height, orientation),
+        width=wide,
+        height=tall,
         bits=bits,
         has_alpha=colours in (_GREY_ALPHA, _RGB_ALPHA) or b"tRNS" in chunks,
         pages=int.from_bytes(animation[:4], "big") if len(animation) == 8 else 1,

@@ -70,10 +70,12 @@ def open_tiff(data: bytes) -> Picture:
     _check_strips(page, len(data), width, height)
     orientation = page.one(ORIENTATION, 1)
     orientation = orientation if 1 <= orientation <= 8 else 1
+    wide, tall = upright_size(width, height, orientation)
     facts = ImageFacts(
         format="TIFF",
         mode={_WHITE_IS_0: "grey", _GREY: "grey", _INDEX: "palette", _CMYK: "CMYK"}.get(colours, "RGB"),
-        **upright_size(width, height, orientation),
+        width=wide,
+        height=tall,
         bits=bits,
         # Extra samples of another or no meaning are skipped.
         has_alpha=extra[:1] in ((_PREMULTIPLIED,), (_STRAIGHT,)),

@@ -26,10 +26,12 @@ def open_webp(data: bytes) -> Picture:
     width, height, has_alpha = _header(chunks)
     check_pixels(width, height)
     orientation = exif_orientation(chunks.get(b"EXIF", b""))
+    wide, tall = upright_size(width, height, orientation)
     facts = ImageFacts(
         format="WebP",
         mode="RGB",
-        **upright_size(width, height, orientation),
+        width=wide,
+        height=tall,
         has_alpha=has_alpha,
         pages=max(frames, 1),
         orientation=orientation,

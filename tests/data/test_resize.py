@@ -120,7 +120,10 @@ def test_mask_takes_the_nearest_pixel_centre(size: tuple[int, int]) -> None:
             twin[i, j] = mask[y, x]
     np.testing.assert_array_equal(resize_mask(mask, size), twin)
     exact = cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    np.testing.assert_array_equal(resize_mask(mask, size), exact.astype(bool))
+    # Versions of OpenCV differ half-way between two centres.
+    rows, columns = ((2 * np.arange(n) + 1) * m % (2 * n) != 0 for m, n in zip((12, 18), size, strict=True))
+    decided = np.ix_(rows, columns)
+    np.testing.assert_array_equal(resize_mask(mask, size)[decided], exact.astype(bool)[decided])
 
 
 @pytest.mark.parametrize("shape", [(90, 120), (91, 121), (181, 241), (363, 361)])

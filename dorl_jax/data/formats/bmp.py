@@ -2,6 +2,7 @@
 
 import struct
 
+import cv2
 import numpy as np
 from PIL.BmpImagePlugin import BmpImageFile
 
@@ -58,8 +59,8 @@ def open_bmp(data: bytes) -> Picture:
         if bits != 24 or compression != _RAW:
             return from_pillow(open_with_pillow(BmpImageFile, data))
         # Blue, green, red, in rows padded to four bytes.
-        rows = np.frombuffer(data, np.uint8, stride * height, start).reshape(height, stride)
-        picture = rows[:, : 3 * width].reshape(height, width, 3)
-        return np.ascontiguousarray(picture[:: -1 if from_below else 1, :, ::-1])
+        rows = np.ndarray((height, width, 3), np.uint8, data, start, (stride, 3, 1))
+        colours = cv2.cvtColor(rows, cv2.COLOR_BGR2RGB)
+        return np.ascontiguousarray(colours[::-1]) if from_below else colours
 
     return Picture(facts, decode)

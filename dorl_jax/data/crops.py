@@ -3,7 +3,8 @@
 import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
-from scipy import ndimage
+
+from dorl_jax.data.spline import zoom_image
 
 # An edge neighbour is connected, a corner neighbour is not: the default of scipy.ndimage.label, which the
 # released code relies on.
@@ -20,16 +21,22 @@ def largest_component(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
     Source: the released code's masks (arXiv 2408.07467).
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=_CONNECTIVITY)
-    if count == 1:
+    ones = np.array(mask, np.uint8, order="C")
+    first = int(ones.argmax())
+    if not ones.flat[first]:
         return np.zeros_like(mask)
+    # Nearly every mask is in one piece, and filling it is ten times as fast as numbering pieces.
+    row, column = divmod(first, mask.shape[1])
+    filled, flooded, *_ = cv2.floodFill(ones.copy(), None, (column, row), 2, flags=_CONNECTIVITY)
+    if 2 * filled >= cv2.countNonZero(ones):
+        return flooded == 2
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(ones, connectivity=_CONNECTIVITY)
     areas = stats[1:, cv2.CC_STAT_AREA]
     equals = 1 + np.flatnonzero(areas == areas.max())
     if len(equals) == 1:
         return labels == equals[0]
     # OpenCV numbers the parts in no promised order.
-    first = labels.ravel()[np.flatnonzero(np.isin(labels, equals))[0]]
-    return labels == first
+    return labels == labels.ravel()[np.flatnonzero(np.isin(labels, equals))[0]]
 
 
 def cell_crop(
@@ -59,14 +66,15 @@ def cell_crop(
     """
     if is_empty(mask):
         return _resize(image, size, parity)
-    part = largest_component(mask)
-    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
-    top, left, bottom, right = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
+    part = largest_component(mask).view(np.uint8)
+    left, top, width, height = cv2.boundingRect(part)
     if parity:
-        bottom, right = max(bottom - 1, top + 1), max(right - 1, left + 1)
-    box = np.s_[top:bottom, left:right]
-    cell = np.where(part[box][..., None], image[box], np.uint8(grey))
-    return _resize(np.pad(cell, ((border, border), (border, border), (0, 0)), constant_values=grey), size, parity)
+        height, width = max(height - 1, 1), max(width - 1, 1)
+    box = np.s_[top : top + height, left : left + width]
+    framed = np.full((height + 2 * border, width + 2 * border, 3), grey, np.uint8)
+    inside = framed[border : border + height, border : border + width]
+    cv2.copyTo(np.ascontiguousarray(image[box]), np.ascontiguousarray(part[box]), inside)
+    return _resize(framed, size, parity)
 
 
 def cell_view(
@@ -84,10 +92,9 @@ def cell_view(
     """
     if is_empty(mask):
         return image
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    side = max(1, round(margin * float(max(bottom - top, right - left))))
-    y, x = int(top + bottom - side) // 2, int(left + right - side) // 2
+    left, top, wide, tall = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
+    side = max(1, round(margin * max(tall, wide)))
+    y, x = (2 * top + tall - side) // 2, (2 * left + wide - side) // 2
     height, width = mask.shape
     above, before = max(0, -y), max(0, -x)
     below, behind = max(0, y + side - height), max(0, x + side - width)
@@ -97,5 +104,5 @@ def cell_view(
 
 def _resize(image: UInt8[np.ndarray, "h w 3"], size: int, parity: bool) -> UInt8[np.ndarray, "size size 3"]:
     if parity:
-        return ndimage.zoom(image, (size / image.shape[0], size / image.shape[1], 1), order=3)
+        return zoom_image(image, size)
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from dorl_jax.data.crops import cell_crop, cell_view, is_empty, largest_component
-from dorl_jax.data.images import ResizeMethod, resize_image
+from dorl_jax.data.images import Resize, resize_image
 
 
 class CutCells(NamedTuple):
@@ -47,7 +47,7 @@ def cut_cells(
     parity: bool = False,
     zoom: float = 0.0,
     view_size: int = 0,
-    resize: ResizeMethod = "bilinear",
+    resize: Resize = "bilinear",
 ) -> CutCells:
     """Masks, crops and windows of a batch; free of JAX, so that worker processes can do it.
 

@@ -1,154 +1,198 @@
-"""Pictures and masks from files, and to another size."""
+"""Pictures and masks from files, parts of pictures and records, and to another size."""
 
-import struct
-import zlib
+import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
-import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps
 
+from dorl_jax.data.formats.bmp import is_bmp, open_bmp
+from dorl_jax.data.formats.exif import is_tiff
+from dorl_jax.data.formats.facts import MOST_PIXELS, ImageFacts, Unreadable
+from dorl_jax.data.formats.jpeg import is_jpeg, open_jpeg
+from dorl_jax.data.formats.pixels import Picture, Pixels, as_rgb, first_channel, upright
+from dorl_jax.data.formats.png import is_png, open_png
+from dorl_jax.data.formats.tiff import open_tiff
+from dorl_jax.data.formats.webp import is_webp, open_webp
+from dorl_jax.data.resize import Resize, resize_image, resize_mask
+from dorl_jax.data.sources import ImageSource, Part, Record
 from dorl_jax.errors import InputError
 
-FORMATS = ("BMP", "PNG", "JPEG", "TIFF")
-# Far above a cell, or a camera's frame; far below what fills the memory.
-MOST_PIXELS = 2**26
+__all__ = [
+    "FORMATS",
+    "MOST_BYTES",
+    "MOST_PIXELS",
+    "ImageError",
+    "ImageFacts",
+    "Resize",
+    "decode_image",
+    "inspect_image",
+    "read_image",
+    "read_image_with_facts",
+    "read_mask",
+    "read_mask_values",
+    "resize_image",
+    "resize_mask",
+]
 
-# What Pillow's decoders raise on broken bytes; a warning counts where the caller has made warnings errors.
-_DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    OverflowError,
-    EOFError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Warning,
-)
+# What MOST_PIXELS take, uncompressed, with four channels of 16 bits.
+MOST_BYTES = 8 * MOST_PIXELS
 
-
-ResizeMethod = Literal["bilinear", "cv2_bilinear"]
+_READERS: dict[str, tuple[Callable[[bytes], bool], Callable[[bytes], Picture]]] = {
+    "BMP": (is_bmp, open_bmp),
+    "PNG": (is_png, open_png),
+    "JPEG": (is_jpeg, open_jpeg),
+    "TIFF": (is_tiff, open_tiff),
+    "WebP": (is_webp, open_webp),
+}
+FORMATS = tuple(_READERS)
 
 
 class ImageError(InputError):
     """A file that gives no usable image or mask; the message names the file."""
 
 
-def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
-    """An image file as RGB.
+def read_image(source: str | ImageSource) -> UInt8[np.ndarray, "h w 3"]:
+    """An image as RGB.
 
-    BMP, PNG, JPEG and TIFF (the first page). The EXIF orientation is applied; transparent pixels are laid
-    over white; palette, grey and CMYK images are converted; 16-bit grey is scaled from 0..65535 to 0..255.
+    BMP, PNG, JPEG, TIFF and WebP, known by their content, not by the file's name. The first page or frame is
+    read. The EXIF orientation is applied; transparent pixels are laid over white; palette, grey and CMYK images
+    are converted; values of more than 8 bits are scaled (65535 becomes 255) and rounded. Embedded colour
+    profiles and gammas are ignored: the numbers in the file count. `inspect_image` tells which of these apply.
+
+    Args:
+      source: a file, a rectangle of a picture in a file, or a record of a built data set.
 
     Returns:
       RGB, 0..255.
 
     Raises:
-      ImageError: no such file, another format, broken or cut short, more than 2**26 pixels, or a pixel type
-        without a defined range (floating point).
+      ImageError: no such file, more than `MOST_BYTES`, another format, broken or cut short as far as that can be
+        noticed (PNG: always; JPEG: nearly; the others: where bytes are missing), more than `MOST_PIXELS` pixels,
+        a pixel type without a defined range (floating point), transparent everywhere, or a rectangle that leaves
+        its picture.
     """
-    image = _decode(path)
-    if image.mode.startswith(("I", "F")):
-        return np.repeat(_deep_grey(image, path)[..., None], 3, axis=-1)
-    if image.has_transparency_data:
-        layer = _convert(image, "RGBA", path)
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return np.array(_convert(image, "RGB", path))
+    return read_image_with_facts(source)[0]
 
 
-def read_mask(path: str | Path, threshold: int = 64) -> Bool[np.ndarray, "h w"]:
-    """A mask file: True where the cell is.
+def read_image_with_facts(source: str | ImageSource) -> tuple[UInt8[np.ndarray, "h w 3"], ImageFacts]:
+    """As `read_image`, and what `inspect_image` says, from one reading of the file."""
+    data, name = _read_bytes(source)
+    image, facts = _decode(data, name, as_rgb)
+    return _cut(image, source), _facts_of_part(facts, source)
+
+
+def read_mask(source: str | ImageSource, threshold: int = 64) -> Bool[np.ndarray, "h w"]:
+    """A mask: True where the cell is.
 
     The convention is 0 for the background (red cells included), 128 for the cytoplasm, 255 for the nucleus,
     so the cell is everything above 64 and the nucleus everything above 192; stray values between are rounded
-    to the nearest of the three. Of a coloured mask the first channel counts, of a palette its colours.
+    to the nearest of the three.
 
     Args:
-      path: as for `read_image`.
+      source: as for `read_image`.
       threshold: a pixel is True above it, 0..254.
 
     Raises:
       ImageError: as for `read_image`.
     """
-    image = _decode(path)
-    if image.mode.startswith(("I", "F")):
-        values = _deep_grey(image, path)
-    else:
-        if image.mode not in ("L", "LA", "RGB", "RGBA"):
-            image = _convert(image, "L" if image.mode == "1" else "RGB", path)
-        values = np.asarray(image.getchannel(0))
-    return values > threshold
+    return read_mask_values(source) > threshold
 
 
-def resize_image(
-    image: UInt8[np.ndarray, "h w 3"], size: int | tuple[int, int], method: ResizeMethod = "bilinear"
-) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """The image at `size` (a side of a square, or height and width); the aspect is not kept.
+def read_mask_values(source: str | ImageSource) -> UInt8[np.ndarray, "h w"]:
+    """A mask's values before the threshold of `read_mask`, 0..255.
 
-    An axis that shrinks is averaged over area (OpenCV's INTER_AREA), one that grows is interpolated linearly
-    between pixel centres (INTER_LINEAR).
+    Of a coloured mask the first channel counts, of a palette its colours; alpha does not count. Two-valued
+    pixels are 0 and 255, values of more than 8 bits are scaled as in `read_image`.
+
+    Raises:
+      ImageError: as for `read_image`.
     """
-    height, width = _height_width(size)
-    least = (min(height, image.shape[0]), min(width, image.shape[1]))
-    if least != image.shape[:2]:
-        image = cv2.resize(image, least[::-1], interpolation=cv2.INTER_AREA)
-    if (height, width) != image.shape[:2]:
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    return image
+    data, name = _read_bytes(source)
+    return _cut(_decode(data, name, first_channel)[0], source)
 
 
-def resize_mask(mask: Bool[np.ndarray, "h w"], size: int | tuple[int, int]) -> Bool[np.ndarray, "h2 w2"]:
-    """The mask at `size` (as in `resize_image`), each pixel that of the nearest pixel centre.
+def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
+    """As `read_image`, from the bytes of a file.
 
-    Pixel i of n takes source pixel floor((i + 1/2) * m / n) of m: PyTorch's `nearest-exact` (and OpenCV's
-    INTER_NEAREST_EXACT but for some ties), not PyTorch's `nearest`, which is half a pixel off.
+    Args:
+      data: the whole file.
+      name: what messages call it.
     """
-    height, width = _height_width(size)
-    return mask[_nearest(mask.shape[0], height)[:, None], _nearest(mask.shape[1], width)]
+    return _decode(data, name, as_rgb)[0]
 
 
-def _height_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
+def inspect_image(source: str | ImageSource) -> ImageFacts:
+    """What the header says; no pixel is decoded.
+
+    Raises:
+      ImageError: as for `read_image`, as far as the header and the length of the file tell.
+    """
+    data, name = _read_bytes(source)
+    return _facts_of_part(_open(data, name).facts, source)
 
 
-def _nearest(source: int, target: int) -> np.ndarray:
-    return (2 * np.arange(target) + 1) * source // (2 * target)
+def _read_bytes(source: str | ImageSource) -> tuple[bytes, str]:
+    """All bytes of the file, and how messages call the source."""
+    if isinstance(source, Record):
+        # Only then: reading records brings in a library of its own.
+        from dorl_jax.data.built import read_record
 
-
-def _decode(path: str | Path) -> Image.Image:
-    if not Path(path).is_file():
+        return read_record(source), str(source)
+    path = Path(source.path if isinstance(source, Part) else source)
+    if not path.is_file():
         raise ImageError(f"no image file at {path}")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ImageError(f"{path} has {image.width} x {image.height} pixels, more than {MOST_PIXELS}")
-            image.load()
-            # The copy outlives the file; without an orientation tag `exif_transpose` is one.
-            return ImageOps.exif_transpose(image)
-    except ImageError:
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise ImageError(f"{path} is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from error
-    except _DECODE_ERRORS as error:
-        raise ImageError(f"{path} is a broken or truncated image: {error}") from error
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_BYTES:
+                raise ImageError(f"{path} has {size} bytes, more than {MOST_BYTES}")
+            return file.read(), str(source)
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _convert(image: Image.Image, mode: str, path: str | Path) -> Image.Image:
+def _open(data: bytes, name: str) -> Picture:
+    for knows, open_picture in _READERS.values():
+        if knows(data):
+            try:
+                return open_picture(data)
+            except Unreadable as error:
+                raise ImageError(f"{name} {error}") from error
+    raise ImageError(f"{name} is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image")
+
+
+def _decode(data: bytes, name: str, take: Callable[[Pixels], np.ndarray]) -> tuple[np.ndarray, ImageFacts]:
+    picture = _open(data, name)
+    facts = picture.facts
     try:
-        return image.convert(mode)
-    except (ValueError, OSError) as error:
-        raise ImageError(f"{path}: pixels of type {image.mode} cannot be read: {error}") from error
+        pixels = take(upright(picture.decode(), facts.orientation))
+    except Unreadable as error:
+        raise ImageError(f"{name} {error}") from error
+    if pixels.shape[:2] != (facts.height, facts.width):
+        found = f"{pixels.shape[1]} x {pixels.shape[0]}"
+        raise ImageError(f"{name} has {found} pixels, but announces {facts.width} x {facts.height}")
+    return pixels, facts
 
 
-def _deep_grey(image: Image.Image, path: str | Path) -> UInt8[np.ndarray, "h w"]:
-    values: Any = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ImageError(f"{path}: grey values beyond 0..65535 have no known range; save 8 or 16 bits")
-    return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+def _cut(pixels: np.ndarray, source: str | ImageSource) -> np.ndarray:
+    if not isinstance(source, Part):
+        return pixels
+    _check_part(source, pixels.shape[1], pixels.shape[0])
+    # A copy, so that the rest of the picture can be forgotten.
+    return pixels[source.y : source.y + source.height, source.x : source.x + source.width].copy()
+
+
+def _facts_of_part(facts: ImageFacts, source: str | ImageSource) -> ImageFacts:
+    if not isinstance(source, Part):
+        return facts
+    _check_part(source, facts.width, facts.height)
+    return replace(facts, width=source.width, height=source.height)
+
+
+def _check_part(part: Part, width: int, height: int) -> None:
+    inside = 0 <= part.x < part.x + part.width <= width and 0 <= part.y < part.y + part.height <= height
+    if not inside:
+        raise ImageError(f"{part} is no rectangle within the picture, which has {width} x {height} pixels")

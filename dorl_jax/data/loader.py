@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int, UInt8
 
 from dorl_jax.data.augment import Augmentation
 from dorl_jax.data.augment import augment as augment_cell
-from dorl_jax.data.images import ResizeMethod, read_image, resize_image, resize_mask
+from dorl_jax.data.images import Resize, read_image, resize_image, resize_mask
 from dorl_jax.data.manifest import Cell, read_pair
 from dorl_jax.data.sources import ImageSource, parse_source
 from dorl_jax.errors import InputError, name_some
@@ -123,7 +123,7 @@ def segmentation_batches(
     *,
     augmentation: Augmentation = _USUAL,
     balance: Balance = "none",
-    resize: ResizeMethod = "bilinear",
+    resize: Resize = "bilinear",
     workers: int = 0,
     share: Share = WHOLE,
 ) -> Batches:
@@ -169,7 +169,7 @@ def image_batches(
     image_size: int,
     batch_size: int,
     *,
-    resize: ResizeMethod = "bilinear",
+    resize: Resize = "bilinear",
     workers: int = 0,
     share: Share = WHOLE,
 ) -> Iterator[dict[str, Any]]:
@@ -264,7 +264,7 @@ class _Sources:
 
 # Classes, not closures: worker processes import this module instead of being sent its code.
 class _PreparePair:
-    def __init__(self, sources: _Sources, image_size: int, augmentation: Augmentation, resize: ResizeMethod) -> None:
+    def __init__(self, sources: _Sources, image_size: int, augmentation: Augmentation, resize: Resize) -> None:
         self._sources, self._size, self._augmentation, self._resize = sources, image_size, augmentation, resize
 
     def __call__(self, place: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -279,7 +279,7 @@ class _PreparePair:
 
 class _PrepareImages:
     def __init__(
-        self, sources: _Sources, image_size: int, batch_size: int, first: int, last: int, resize: ResizeMethod
+        self, sources: _Sources, image_size: int, batch_size: int, first: int, last: int, resize: Resize
     ) -> None:
         self._sources, self._size, self._batch, self._resize = sources, image_size, batch_size, resize
         self._first, self._last = first, last

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from dorl_jax.config import expand_path, setting
 from dorl_jax.data.augment import Augmentation
-from dorl_jax.data.images import ResizeMethod, read_image, resize_image, resize_mask
+from dorl_jax.data.images import Resize, read_image, resize_image, resize_mask
 from dorl_jax.data.loader import segmentation_batches
 from dorl_jax.data.manifest import Cell, Manifest, read_cell
 from dorl_jax.errors import InputError
@@ -178,7 +178,7 @@ def _make_model(settings: FinetuneSettings, cells: Sequence[Cell]) -> LoraSam:
 
 
 def pixel_statistics(
-    cells: Sequence[Cell], image_size: int, resize: ResizeMethod = "bilinear", most: int = 200
+    cells: Sequence[Cell], image_size: int, resize: Resize = "bilinear", most: int = 200
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and sd of each channel (0..255) over at most `most` evenly spaced cells."""
     chosen = cells[:: max(1, len(cells) // most)]

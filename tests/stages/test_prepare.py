@@ -33,7 +33,7 @@ def spoil(root):
         Image.new("L", image.size).save(laboratory / table[1]["mask"])
     Image.new("L", (17, 17), 255).save(laboratory / table[2]["mask"])
     names = [f"{laboratory.name}/{row['file']}" for row in table[:3]]
-    return dict(zip(names, ("is no BMP, PNG, JPEG or TIFF image", "is empty", "pixels, its image"), strict=True))
+    return dict(zip(names, ("is no BMP, PNG, JPEG, TIFF or WebP image", "is empty", "pixels, its image"), strict=True))
 
 
 def test_unusable_files_are_left_out_and_listed(root, tmp_path, caplog):

@@ -57,8 +57,7 @@ def test_built_laboratories_are_read_as_the_folders_they_came_from(
     # A run keeps the places of its cells in a file.
     save_cells(built, tmp_path / "cells.parquet")
     assert load_cells(tmp_path / "cells.parquet") == built
-    accepted, failures = check_cells(built, progress=False)
-    assert (accepted, failures) == (built, ())
+    assert check_cells(built, progress=False).accepted == built
     # A second time there is nothing to do; one laboratory, or a version of it, can be named.
     assert main(["data", "build", str(cells), "--out", str(out), "--quiet"]) == 0
     assert all(line.endswith("10 cells, there already") for line in capsys.readouterr().out.splitlines())
@@ -70,7 +69,7 @@ def test_built_laboratories_are_read_as_the_folders_they_came_from(
 
 def test_what_cannot_be_built_is_named(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     laboratory = sorted(cells.iterdir())[0]
-    broken = next(laboratory.glob("images/*"))
+    broken = next(laboratory.glob("images/*/*"))
     broken.write_bytes(b"no image")
     build = ["data", "build", str(laboratory), "--out", str(tmp_path / "built"), "--quiet"]
     assert main([*build, "--strict"]) == 2
@@ -78,7 +77,7 @@ def test_what_cannot_be_built_is_named(cells: Path, tmp_path: Path, capsys: pyte
     assert main(build) == 0
     printed = capsys.readouterr().out
     assert "9 cells" in printed
-    assert f"left out images/{broken.name}: " in printed
+    assert f"left out images/{broken.parent.name}/{broken.name}: " in printed
 
 
 def test_bad_sources(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

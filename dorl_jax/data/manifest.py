@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
-from dorl_jax.data.images import ImageError, read_image, read_mask
+from dorl_jax.data.images import ImageError, read_image, read_image_with_facts, read_mask
 from dorl_jax.data.laboratory import open_laboratories, open_laboratory
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.sources import ImageSource, parse_source
@@ -198,7 +199,22 @@ def load_cells(path: Path) -> Manifest:
     return Manifest(cells, tuple(rest["laboratories"]), tuple(rest["classes"]), rest["dropped"])
 
 
-def check_cells(manifest: Manifest, progress: bool = True) -> tuple[Manifest, tuple[Failure, ...]]:
+@dataclass(frozen=True)
+class Checked:
+    """What came of reading every cell once.
+
+    Attributes:
+      accepted: the manifest without the cells that cannot be used; a laboratory without a usable cell goes, too.
+      failures: the others, in the manifest's order.
+      notes: what reading did that one might not expect ("first of 3 pages") -> number of images.
+    """
+
+    accepted: Manifest
+    failures: tuple[Failure, ...]
+    notes: Mapping[str, int]
+
+
+def check_cells(manifest: Manifest, progress: bool = True) -> Checked:
     """Decode every image and mask once, and part the usable cells from the others.
 
     A cell fails when its image or mask is unreadable, a side of the image is under 16 pixels, the mask has
@@ -207,22 +223,18 @@ def check_cells(manifest: Manifest, progress: bool = True) -> tuple[Manifest, tu
     Args:
       manifest: the cells.
       progress: show a bar with rate and time left.
-
-    Returns:
-      The manifest without the failing cells (a laboratory without a usable cell goes too), and the failures
-      in the manifest's order.
     """
     with ThreadPoolExecutor() as pool:
-        checked = pool.map(_reason, manifest.cells)
-        bar = tqdm(checked, "checking images", len(manifest.cells), unit="cell", disable=not progress)
-        reasons = list(bar)
+        checked = pool.map(_check, manifest.cells)
+        results = list(tqdm(checked, "checking images", len(manifest.cells), unit="cell", disable=not progress))
     failures = tuple(
         Failure(cell.id, cell.image, reason)
-        for cell, reason in zip(manifest.cells, reasons, strict=True)
+        for cell, (reason, _) in zip(manifest.cells, results, strict=True)
         if reason is not None
     )
     failed = {failure.id for failure in failures}
-    return _keep(manifest, lambda cell: cell.id not in failed), failures
+    notes = Counter(note for _, found in results for note in found)
+    return Checked(_keep(manifest, lambda cell: cell.id not in failed), failures, dict(notes))
 
 
 def read_cell(cell: Cell) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"] | None]:
@@ -246,10 +258,7 @@ def read_pair(
     """
     image, mask = read_image(image_source), read_mask(mask_source)
     if mask.shape != image.shape[:2]:
-        raise ImageError(
-            f"the mask {mask_source} has {mask.shape[1]} x {mask.shape[0]} pixels, "
-            f"its image {image_source} {image.shape[1]} x {image.shape[0]}"
-        )
+        raise ImageError(_other_size(image_source, image, mask_source, mask))
     return image, mask
 
 
@@ -290,18 +299,28 @@ _SCHEMA = pa.schema(
 )
 
 
-def _reason(cell: Cell) -> str | None:
-    """Why the cell cannot be used, or None."""
+def _check(cell: Cell) -> tuple[str | None, tuple[str, ...]]:
+    """Why the cell cannot be used, or None, and what there is to say of its image."""
     try:
-        image, mask = read_cell(cell)
+        image, facts = read_image_with_facts(cell.image)
+        mask = None if cell.mask is None else read_mask(cell.mask)
     except ImageError as error:
-        return str(error)
+        return str(error), ()
     height, width = image.shape[:2]
+    if mask is not None and mask.shape != image.shape[:2]:
+        return _other_size(cell.image, image, cell.mask, mask), facts.notes
     if min(height, width) < SMALLEST_SIDE:
-        return f"{cell.image} has {width} x {height} pixels; a side needs at least {SMALLEST_SIDE}"
+        return f"{cell.image} has {width} x {height} pixels; a side needs at least {SMALLEST_SIDE}", facts.notes
     if mask is not None and not mask.any():
-        return f"the mask {cell.mask} is empty: no pixel above 64 (128 is cytoplasm, 255 nucleus)"
-    return None
+        return f"the mask {cell.mask} is empty: no pixel above 64 (128 is cytoplasm, 255 nucleus)", facts.notes
+    return None, facts.notes
+
+
+def _other_size(image_source: Any, image: np.ndarray, mask_source: Any, mask: np.ndarray) -> str:
+    return (
+        f"the mask {mask_source} has {mask.shape[1]} x {mask.shape[0]} pixels, "
+        f"its image {image_source} {image.shape[1]} x {image.shape[0]}"
+    )
 
 
 def _keep(manifest: Manifest, wanted: Callable[[Cell], bool]) -> Manifest:

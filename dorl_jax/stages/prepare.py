@@ -60,13 +60,16 @@ def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Mani
         raise InputError("data.source = 'folder' needs data.root: the folder of the laboratories")
     listed = read_laboratories(root, settings.laboratories, load_taxonomy(settings.taxonomy))
     require_laboratories(listed)
-    accepted, failures = check_cells(listed, progress)
+    checked = check_cells(listed, progress)
+    accepted, failures = checked.accepted, checked.failures
     _write_failures(out / "failures.csv", failures)
     if failures:
         reasons = name_some((failure.reason for failure in failures), 3)
         if settings.strict:
             raise InputError(f"{len(failures)} cells cannot be used: {reasons}")
         logger.warning("left out %d of %d cells (listed in %s): %s", len(failures), len(listed.cells), out, reasons)
+    for note, count in checked.notes.items():
+        logger.warning("%d images: %s", count, note)
     require_laboratories(accepted)
     for laboratory, label, count in few_cells(accepted):
         logger.warning("%s has %d cells of class %s: too few for every fold to hold one", laboratory, count, label)

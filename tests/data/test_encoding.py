@@ -81,7 +81,7 @@ def test_part_of_a_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", [(20, 0, 4, 4), (0, 14, 4, 4), (0, 0, 0, 4)])
 def test_part_outside_the_picture(tmp_path: Path, part: tuple[int, int, int, int]) -> None:
     Image.fromarray(PICTURE).save(tmp_path / "a.png")
-    with pytest.raises(ImageError, match=r"a.png#xywh=.* lies outside the picture of 23 x 17 pixels"):
+    with pytest.raises(ImageError, match=r"a.png#xywh=.* is no rectangle within the picture, which has 23 x 17 pixels"):
         encode_image(Part(tmp_path / "a.png", *part))
 
 

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from dorl_jax.data.manifest import (
+    Checked,
     check_cells,
     few_cells,
     load_cells,
@@ -179,17 +180,18 @@ def test_check_cells_parts_the_usable_from_the_others(make_laboratory: Make, fiv
     Image.new("L", (20, 24), 255).save(folder / "wide_m.png")
     (folder / "broken_mask_m.png").write_bytes(b"")
 
-    accepted, failures = check_cells(read_laboratory(folder, five), progress=False)
+    checked = check_cells(read_laboratory(folder, five), progress=False)
+    accepted, failures = checked.accepted, checked.failures
 
     assert [cell.id for cell in accepted.cells] == ["lab/good.png", "lab/bare.png"]
     found = {failure.id: failure for failure in failures}
     expected = {
-        "lab/text.png": ("text.png", "no BMP, PNG, JPEG or TIFF image"),
+        "lab/text.png": ("text.png", "no BMP, PNG, JPEG, TIFF or WebP image"),
         "lab/short.png": ("short.png", "broken or truncated"),
         "lab/small.png": ("small.png", "15 x 40 pixels"),
         "lab/empty.png": ("empty_m.png", "empty"),
         "lab/wide.png": ("wide_m.png", "20 x 24 pixels, its image"),
-        "lab/broken_mask.png": ("broken_mask_m.png", "no BMP, PNG, JPEG or TIFF image"),
+        "lab/broken_mask.png": ("broken_mask_m.png", "no BMP, PNG, JPEG, TIFF or WebP image"),
     }
     assert list(found) == list(expected)
     for id, (file, reason) in expected.items():
@@ -204,9 +206,19 @@ def test_check_cells_drops_a_laboratory_without_usable_cells(
 ) -> None:
     make_laboratory([row("a.png")], name="north")
     (make_laboratory([row("a.png")], name="east") / "a.png").write_text("no image")
-    accepted, failures = check_cells(read_laboratories(tmp_path, (), five), progress=False)
-    assert accepted.laboratories == ("north",)
-    assert [failure.id for failure in failures] == ["east/a.png"]
+    checked = check_cells(read_laboratories(tmp_path, (), five), progress=False)
+    assert checked.accepted.laboratories == ("north",)
+    assert [failure.id for failure in checked.failures] == ["east/a.png"]
+
+
+def test_check_cells_counts_what_there_is_to_say(make_laboratory: Make, five: Taxonomy) -> None:
+    folder = make_laboratory([row("a.png"), row("b.tif"), row("c.tif")])
+    pages = [Image.new("RGB", (20, 24), colour) for colour in ("red", "green", "blue")]
+    for name in ("b.tif", "c.tif"):
+        pages[0].save(folder / name, save_all=True, append_images=pages[1:])
+    checked = check_cells(read_laboratory(folder, five), progress=False)
+    assert (checked.failures, checked.notes) == ((), {"first of 3 pages": 2})
+    assert (read_cell(checked.accepted.cells[1])[0] == (255, 0, 0)).all()
 
 
 def test_check_cells_shows_progress(make_laboratory: Make, five: Taxonomy, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,9 +249,7 @@ def test_read_cell(make_laboratory: Make, five: Taxonomy) -> None:
 def test_real_laboratories(real_data: Path, five: Taxonomy, laboratory: str, counts: tuple[int, ...]) -> None:
     manifest = read_laboratory(real_data / laboratory, five)
     assert tuple(manifest.counts()[laboratory].values()) == counts
-    accepted, failures = check_cells(manifest, progress=False)
-    assert failures == ()
-    assert accepted == manifest
+    assert check_cells(manifest, progress=False) == Checked(manifest, (), {})
     assert {cell.mask is None for cell in manifest.cells} == {laboratory == "acevedo20"}
     dropped = {"immature_granulocyte": 751, "erythroblast": 200, "platelet": 200}
     assert manifest.dropped == (dropped if laboratory == "acevedo20" else {})

@@ -88,7 +88,7 @@ def torch_batches(cells: Sequence[Cell], pairs: bool, workers: int) -> Iterator[
     from torch.utils.data import DataLoader
 
     masks = [str(cell.mask) for cell in cells] if pairs else []
-    loader = DataLoader(
+    loader: Any = DataLoader(
         TorchCells([str(cell.image) for cell in cells], masks),  # type: ignore[arg-type]
         BATCH,
         num_workers=workers,
@@ -163,7 +163,7 @@ import jax, numpy as np
 from flax import nnx
 from dorl_jax.models import LoraSam, SamConfig
 model = LoraSam(SamConfig.vit_b(224), None, rngs=nnx.Rngs(0))
-forward = nnx.jit(lambda model, images: model.sam.encode_image(images)["feature"])
+forward = nnx.jit(lambda model, images: model.sam.encode_image(images)["tokens"])
 images = np.zeros((8, 224, 224, 3), np.uint8)
 jax.block_until_ready(forward(model, images))
 times = []
@@ -212,7 +212,7 @@ def main() -> None:
         taxonomy = load_taxonomy("five_classes")
         listings = open_laboratories(folder)
         cells = list(make_manifest(listings, taxonomy).cells)
-        np.random.default_rng(0).shuffle(cells)  # type: ignore[arg-type]
+        np.random.default_rng(0).shuffle(cells)
         if options.memory:
             load_for_memory(cells, options.memory, options.workers)
             return

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from dorl_jax.data.manifest import check_cells, read_laboratories
+from dorl_jax.data.manifest import Checked, check_cells, read_laboratories
 from dorl_jax.data.synthetic import CLASSES, LABORATORIES, Laboratory, draw_cell, write_laboratories
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError
@@ -92,9 +92,8 @@ def test_unknown_class() -> None:
 def test_written_laboratories_are_read(smears: Path, five: Taxonomy) -> None:
     manifest = read_laboratories(smears, (), five)
     assert manifest.counts() == {laboratory.name: dict.fromkeys(five.classes, 3) for laboratory in LABORATORIES[:2]}
-    accepted, failures = check_cells(manifest, progress=False)
-    assert failures == ()
-    assert all(cell.mask for cell in accepted.cells)
+    assert check_cells(manifest, progress=False) == Checked(manifest, (), {})
+    assert all(cell.mask for cell in manifest.cells)
     header = (smears / "cream" / "labels.csv").read_text().splitlines()[0]
     assert header == "file,class,fine,orig_label,width,height,mask,duplicate_of,note"
     assert [path.name for path in smears.parent.iterdir()] == [smears.name]

@@ -105,11 +105,10 @@ def _read(options: argparse.Namespace) -> list[Listing]:
 def _check(options: argparse.Namespace) -> None:
     from dorl_jax.data.check import check_listings, format_report, write_report
 
-    report = check_listings(
-        _read(options), load_taxonomy(options.taxonomy), workers=options.workers, progress=not options.quiet
-    )
+    listings, taxonomy = _read(options), load_taxonomy(options.taxonomy)
+    report = check_listings(listings, taxonomy, workers=options.workers, progress=not options.quiet)
     print(format_report(report))
-    print(f"\nThe page with pictures: {write_report(report, options.out)}")
+    print(f"\nThe page with pictures: {write_report(report, listings, taxonomy, options.out)}")
     if options.strict and report.errors:
         raise InputError(f"{len(report.errors)} errors in the data: {report.errors[0]}")
 

@@ -34,11 +34,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dorl_jax.data.built import build, read_built
 from PIL import Image
 from tqdm import tqdm
 
 from dorl_jax.data.augment import Augmentation
+from dorl_jax.data.built import build, read_built
 from dorl_jax.data.laboratory import open_laboratories
 from dorl_jax.data.loader import image_batches, segmentation_batches
 from dorl_jax.data.manifest import Cell, make_manifest

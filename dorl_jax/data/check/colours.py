@@ -57,7 +57,7 @@ def measure_look(image: UInt8[np.ndarray, "h w 3"]) -> Look:
     )
 
 
-def histogram(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "3 {BINS}"]:
+def histogram(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "3 32"]:
     """The share of the pixels in each bin of each channel."""
     counts = [cv2.calcHist([image], [channel], None, [BINS], [0, 256]).ravel() for channel in range(3)]
     return np.stack(counts).astype(np.float64) / (image.shape[0] * image.shape[1])

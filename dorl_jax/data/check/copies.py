@@ -23,7 +23,7 @@ from dorl_jax.data.check.fingerprint import SIDE, Fingerprint, detail
 # Measured on 3,142 real cells of four laboratories: of planted copies (JPEG at quality 50, scale 0.7, quarter turns,
 # flips, 5 % more light) none is farther than 0.3. Of the cells themselves 19 pairs are nearer than 0.4, all of one
 # cell by eye; the next, at 0.457, are two cells.
-MOST_DISTANCE = 0.8
+MOST_DISTANCE = 0.6
 """Largest distance (see `Pair`) of two pictures that count as one cell."""
 RADII = (0.2, 0.1)
 """Largest distance of the rings about the picture's middle, and of those about the cell."""
@@ -81,7 +81,9 @@ def near_pairs(rings: Complex64[np.ndarray, "n r k"], radius: float) -> Iterator
     for begin in range(0, len(points), _BLOCK):
         block = points[begin : begin + _BLOCK]
         # One more than wanted, for the nearest is the picture itself, or its twin.
-        _, found = tree.query(block, MOST_NEIGHBOURS + 1, distance_upper_bound=radius * (1 + 1e-6), workers=-1)
+        found: np.ndarray = tree.query(
+            block, MOST_NEIGHBOURS + 1, distance_upper_bound=radius * (1 + 1e-6), workers=-1
+        )[1]  # type: ignore[assignment]
         row, column = np.nonzero(found < len(points))
         here, there = begin + row, found[row, column]
         pairs = np.stack([np.minimum(here, there), np.maximum(here, there)], 1)[here != there]

@@ -33,8 +33,8 @@ class Fingerprint:
       coarse_detail: `detail` of the thumbnail at half its side, scaled so that the largest is 127.
     """
 
-    thumbnail: UInt8[np.ndarray, "{SIDE} {SIDE}"]
-    coarse_detail: Int8[np.ndarray, "{SIDE}//2 {SIDE}//2"]
+    thumbnail: UInt8[np.ndarray, "48 48"]
+    coarse_detail: Int8[np.ndarray, "24 24"]
     frames: Float32[np.ndarray, "2 3"]
     rings: Complex64[np.ndarray, "2 r k"]
 
@@ -51,10 +51,10 @@ def take_fingerprint(image: UInt8[np.ndarray, "h w 3"]) -> Fingerprint | None:
     stretched = (small - low) * (255 / (high - low))
     frames = np.stack([_PICTURE, _cell_frame(cv2.GaussianBlur(stretched, (0, 0), 1.1))])
     smooth = cv2.GaussianBlur(stretched, (0, 0), 1.8)
-    rings = np.stack([_rings(smooth, *frame) for frame in frames])
+    rings = np.stack([_rings(smooth, frame) for frame in frames])
     thumbnail = (stretched + 0.5).astype(np.uint8)
     coarse = cv2.resize(detail(thumbnail, frames[1]), (SIDE // 2, SIDE // 2), interpolation=cv2.INTER_AREA)
-    coarse *= 127 / max(float(np.abs(coarse).max()), 1e-6)
+    coarse = np.asarray(coarse) * (127 / max(float(np.abs(coarse).max()), 1e-6))
     return Fingerprint(thumbnail, np.rint(coarse).astype(np.int8), frames, rings)
 
 
@@ -85,7 +85,7 @@ def _cell_frame(grey: Float32[np.ndarray, "s s"]) -> Float32[np.ndarray, "3"]:
     low, high = np.quantile(darkness, [0.5, 0.99])
     weight = np.clip((darkness - low) / (high - low + 1e-6), 0, 1) ** 2
     y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
-    middle_x, middle_y, window = *_PICTURE[:2], 0.375 * SIDE
+    middle_x, middle_y, window = float(_PICTURE[0]), float(_PICTURE[1]), 0.375 * SIDE
     spread = window / 1.6
     for _ in range(8):
         squared = (x - middle_x) ** 2 + (y - middle_y) ** 2
@@ -102,8 +102,9 @@ def _cell_frame(grey: Float32[np.ndarray, "s s"]) -> Float32[np.ndarray, "3"]:
     return np.array([middle_x, middle_y, 2.34 * spread], np.float32)
 
 
-def _rings(grey: Float32[np.ndarray, "s s"], x: float, y: float, radius: float) -> Complex64[np.ndarray, "r k"]:
-    out = (RINGS * np.float32(radius))[:, None]
+def _rings(grey: Float32[np.ndarray, "s s"], frame: Float32[np.ndarray, "3"]) -> Complex64[np.ndarray, "r k"]:
+    x, y, radius = frame
+    out = (RINGS * radius)[:, None]
     values = cv2.remap(
         grey,
         (x + out * np.cos(_ANGLES)).astype(np.float32),

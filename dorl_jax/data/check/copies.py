@@ -20,9 +20,9 @@ from jaxtyping import Bool, Complex64, Float, Float32, Int, Int8
 
 from dorl_jax.data.check.fingerprint import SIDE, Fingerprint, detail
 
-# Measured on 3,142 real cells of four laboratories: of planted copies (JPEG at quality 50, scale 0.7, quarter turns,
-# flips, 5 % more light) none is farther than 0.3. Of the cells themselves 19 pairs are nearer than 0.4, all of one
-# cell by eye; the next, at 0.457, are two cells.
+# Measured on 3,141 real cells of four laboratories: of 240 planted copies of each kind (JPEG at quality 50, scale 0.7,
+# turns, flips, 5 % more light) all are found, none farther than 0.25; of those cut 4 % otherwise 88 %. Of the cells
+# themselves 20 pairs are nearer than 0.6, all of one cell by eye; the next, at 0.77, are two cells.
 MOST_DISTANCE = 0.6
 """Largest distance (see `Pair`) of two pictures that count as one cell."""
 RADII = (0.2, 0.1)

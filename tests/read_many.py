@@ -52,6 +52,8 @@ def by_pillow(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
     """RGB over white, by Pillow."""
     try:
         with Image.open(BytesIO(data)) as opened:
+            if max(opened.size) >= 2**16:
+                return  # Pillow takes minutes over such rows
             opened.load()
             image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):

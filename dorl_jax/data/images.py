@@ -70,9 +70,9 @@ def read_image(source: str | ImageSource) -> UInt8[np.ndarray, "h w 3"]:
 
     Raises:
       ImageError: no such file, more than `MOST_BYTES`, another format, broken or cut short as far as that can be
-        noticed (PNG: always; JPEG: nearly; the others: where bytes are missing), more than `MOST_PIXELS` pixels,
-        a pixel type without a defined range (floating point), transparent everywhere, or a rectangle that leaves
-        its picture.
+        noticed (PNG: always; JPEG: nearly; the others: where bytes are missing), more than `MOST_PIXELS` pixels
+        or 65535 on a side, a pixel type without a defined range (floating point), transparent everywhere, or a
+        rectangle that leaves its picture.
     """
     return read_image_with_facts(source)[0]
 

@@ -205,6 +205,12 @@ def test_decompression_bomb_is_refused_by_its_header(format: str, side: int) -> 
         tracemalloc.stop()
 
 
+def test_a_very_long_row_is_refused() -> None:
+    for format in ("PNG", "TIFF", "WebP"):
+        with pytest.raises(ImageError, match=r"^bomb has 16000000 x 4 pixels, more than 65535 on a side$"):
+            decode_image(_huge(format, 16_000_000, 4), "bomb")
+
+
 def test_a_bomb_in_a_text_is_not_lit() -> None:
     text = b"Comment\0\0" + zlib.compress(bytes(200 * 2**20), 9)
     data = png(18, 12, 8, 2, rows_of(PICTURE), (b"zTXt", text), (b"iCCP", text))
@@ -492,6 +498,7 @@ PIXELS = SCENE.tobytes()
         (tiff(PIXELS, 26, 19, 8, 2, 3, more=((256, 4, (26, 26)),)), "tag 256 has 2 values"),
         (tiff(bytes(4), 2, 2, 8, 3, more=((320, 3, tuple(range(256)) * 3),)), "a palette of 8-bit values"),
         (tiff(bytes(4), 2, 2, 8, 3, more=((320, 3, (1, 2, 3)),)), "a palette of 3 values"),
+        (tiff(PIXELS, 26, 19, 8, 2, 3, more=((284, 3, (0,)),)), "tag 284 is 0"),
         (tiff(bytes(4), 0, 2, 8, 1), "has 0 x 2 pixels"),
         (bmp(bytes(4), 1, 1, 24, 4), "compression 4"),
         (bmp(bytes(4), 1, 1, 2), "of 2 bits"),

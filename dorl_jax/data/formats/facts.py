@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 # Far above a cell, or a camera's frame; far below what fills the memory.
 MOST_PIXELS = 2**26
+# A JPEG has no longer ones. Pillow takes minutes over a row of millions of pixels, be it ever so empty.
+MOST_ON_A_SIDE = 2**16 - 1
 
 
 class Unreadable(Exception):
@@ -63,11 +65,13 @@ class ImageFacts:
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Raises `Unreadable` on a picture without pixels or with more than `MOST_PIXELS`."""
+    """Raises `Unreadable` on a picture without pixels, or with more than are allowed in all or on a side."""
     if width < 1 or height < 1:
         raise Unreadable(f"has {width} x {height} pixels")
     if width * height > MOST_PIXELS:
         raise Unreadable(f"has {width} x {height} pixels, more than {MOST_PIXELS}")
+    if max(width, height) > MOST_ON_A_SIDE:
+        raise Unreadable(f"has {width} x {height} pixels, more than {MOST_ON_A_SIDE} on a side")
 
 
 def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:

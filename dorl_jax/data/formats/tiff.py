@@ -59,6 +59,9 @@ def open_tiff(data: bytes) -> Picture:
         raise Unreadable("is a TIFF image whose first page is a reduced copy of another")
     for tag in _MAKE_THE_PICTURE - {_JPEG_TABLES, *_YCBCR}:
         page.all(tag)  # a decoder would pass over one of a wrong type
+    for tag in (_PLANES, _FILL_ORDER, _PREDICTOR):
+        if page.one(tag, 1) not in (1, 2):
+            raise broken(f"tag {tag} is {page.one(tag)}")
     colours, bits, extra = _kind(page)
     if colours == _INDEX:
         palette = page.all(_PALETTE)

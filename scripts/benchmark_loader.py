@@ -105,7 +105,7 @@ def our_batches(cells: Sequence[Cell], pairs: bool, workers: int) -> Iterator[An
     if pairs:
         with closing(segmentation_batches(cells, SIZE, BATCH, 0, augmentation=PAIRS, workers=workers)) as batches:
             yield from batches
-    yield from image_batches(cells, SIZE, BATCH, workers=workers)
+    yield from image_batches(cells, SIZE, BATCH, originals=False, workers=workers)
 
 
 def rate(make: Callable[[], Iterator[Any]], count: int, warm: int) -> float:

@@ -170,6 +170,7 @@ def image_batches(
     batch_size: int,
     *,
     resize: Resize = "bilinear",
+    originals: bool = True,
     workers: int = 0,
     share: Share = WHOLE,
 ) -> Iterator[dict[str, Any]]:
@@ -180,6 +181,7 @@ def image_batches(
       image_size: side of the square that images are resized to, in pixels.
       batch_size: cells a batch. The last batch is filled up with copies of the last cell.
       resize: see `resize_image`.
+      originals: hand out the images at their own size, too. They are most of what worker processes have to hand over.
       workers: processes that decode ahead; 0 decodes in threads of this one, -1 see `worker_count`.
       share: the part of the cells that is returned: of n cells and k processes, process i has those from i n / k up to
         (i + 1) n / k, rounded down.
@@ -187,7 +189,7 @@ def image_batches(
     Returns:
       An iterator of `{"index": int32 (B,), "valid": bool (B,), "image": uint8 (B, S, S, 3), "originals":
       [...]}`: the place in `cells`, False where a row only fills up, the resized image, and the images at
-      their own size, uint8 (h, w, 3) each, of the valid rows alone.
+      their own size, uint8 (h, w, 3) each, of the valid rows alone (with `originals`).
 
     Raises:
       ImageError: a file that does not open, when it is met.
@@ -196,14 +198,15 @@ def image_batches(
     last = (share.index + 1) * len(cells) // share.count
     if first == last:
         return
-    prepare = _PrepareImages(_Sources(cells, masks=False), image_size, batch_size, first, last, resize)
+    prepare = _PrepareImages(_Sources(cells, masks=False), image_size, batch_size, first, last, resize, originals)
     # Workers that run out of data leave shared memory behind: let them go on to empty batches until they are closed.
     with closing(_ahead(grain.MapDataset.range(sys.maxsize).map(prepare), workers)) as iterator:
         for _ in range(-(-(last - first) // batch_size)):
             batch: dict[str, Any] = dict(_own(next(iterator)))
-            pixels, shapes = batch.pop("pixels"), batch.pop("shapes")
-            parts = np.split(pixels, np.cumsum(shapes.prod(1))[:-1])
-            batch["originals"] = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+            if originals:
+                pixels, shapes = batch.pop("pixels"), batch.pop("shapes")
+                parts = np.split(pixels, np.cumsum(shapes.prod(1))[:-1])
+                batch["originals"] = [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
             yield batch
 
 
@@ -279,10 +282,17 @@ class _PreparePair:
 
 class _PrepareImages:
     def __init__(
-        self, sources: _Sources, image_size: int, batch_size: int, first: int, last: int, resize: Resize
+        self,
+        sources: _Sources,
+        image_size: int,
+        batch_size: int,
+        first: int,
+        last: int,
+        resize: Resize,
+        originals: bool,
     ) -> None:
         self._sources, self._size, self._batch, self._resize = sources, image_size, batch_size, resize
-        self._first, self._last = first, last
+        self._first, self._last, self._originals = first, last, originals
 
     def __call__(self, batch: int) -> dict[str, Any]:
         places = self._first + np.arange(batch * self._batch, (batch + 1) * self._batch)
@@ -292,14 +302,16 @@ class _PrepareImages:
         originals = [read_image(self._sources.image(int(place))) for place in places[valid]]
         images = [resize_image(image, self._size, self._resize) for image in originals]
         images += images[-1:] * (self._batch - len(images))
-        return {
+        batch_of = {
             "index": np.minimum(places, self._last - 1).astype(np.int32),
             "valid": valid,
             "image": np.stack(images),
-            # One array, for each would be a piece of shared memory of its own.
-            "pixels": np.concatenate([original.ravel() for original in originals]),
-            "shapes": np.array([original.shape for original in originals]),
         }
+        if self._originals:
+            # One array, for each would be a piece of shared memory of its own.
+            batch_of["pixels"] = np.concatenate([original.ravel() for original in originals])
+            batch_of["shapes"] = np.array([original.shape for original in originals])
+        return batch_of
 
 
 class _PrepareRow:

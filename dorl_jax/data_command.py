@@ -42,6 +42,7 @@ def add_parser(commands: Any) -> None:
     )
     _add_source(build)
     build.add_argument("--out", type=Path, required=True, help="folder of the built sets")
+    build.add_argument("--size", type=int, help="store images at this side in pixels, ready for a model's input")
     for action in (check, build):
         action.add_argument("--strict", action="store_true", help="fail on files that cannot be used, or other errors")
         action.add_argument(
@@ -114,7 +115,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _build(options: argparse.Namespace) -> None:
-    settings = {"strict": options.strict, "progress": not options.quiet}
+    settings = {"size": options.size, "strict": options.strict, "progress": not options.quiet}
     if options.set:
         data_set = find_set(options.set)
         made = [build_set(data_set, path, options.out, **settings) for path in options.path]

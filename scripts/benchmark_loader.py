@@ -8,9 +8,11 @@ batches of 16 of 224 x 224 pixels, by the same number of worker processes that r
   images   decode and resize every image
   pairs    decode and resize image and mask, turn, flip, rotate and zoom both, change the stain
 
-The contestants take turns, a round each; a ratio is that of one round. What starts (processes, first batches) is not
-counted. Then: images a second that ViT-B embeds on one core (float32, batches of 8), and the memory that loading 1,000
-and 10,000 images takes, this process and its largest worker together. Timings count on a quiet machine only.
+The loader reads the files, what `dorl-jax data build` made of them, and what it made of them with --size 224; PyTorch
+reads the files. The contestants take turns, a round each; a ratio is that of one round. What starts (processes, first
+batches) is not counted. Then: images a second that ViT-B embeds on one core (float32, batches of 8), and the memory
+that loading 1,000 and 10,000 images takes, this process and its largest worker together. Timings count on a quiet
+machine only.
 
 Prints Markdown, and writes loader.csv into --out. PyTorch is left out where it is not installed.
 """
@@ -127,16 +129,18 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def race(cells: list[Cell], built: list[Cell], options: argparse.Namespace) -> list[dict[str, Any]]:
+def race(cells: list[Cell], built: list[Cell], ready: list[Cell], options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rounds of both tasks."""
     workers = options.workers
     rows = []
-    tasks = {"images": (cells, built), "pairs": tuple([c for c in part if c.mask] for part in (cells, built))}
-    for task, (files, packed) in tasks.items():
+    parts = (cells, built, ready)
+    tasks = {"images": parts, "pairs": tuple([cell for cell in part if cell.mask] for part in parts)}
+    for task, (files, packed, sized) in tasks.items():
         pairs = task == "pairs"
         contestants: dict[str, Callable[[], Iterator[Any]]] = {
             "dorl_jax, files": lambda files=files, pairs=pairs: our_batches(files, pairs, workers),  # type: ignore[misc]
             "dorl_jax, built": lambda packed=packed, pairs=pairs: our_batches(packed, pairs, workers),  # type: ignore[misc]
+            f"dorl_jax, built at {SIZE}": lambda sized=sized, pairs=pairs: our_batches(sized, pairs, workers),  # type: ignore[misc]
         }
         if find_spec("torch"):
             contestants["PyTorch + Pillow, files"] = lambda files=files, pairs=pairs: torch_batches(  # type: ignore[misc]
@@ -217,9 +221,12 @@ def main() -> None:
             load_for_memory(cells, options.memory, options.workers)
             return
         print("building", file=sys.stderr)
-        packed = [read_built(build(listing, Path(place) / "built" / listing.name).folder) for listing in listings]
-        of = {cell.id: cell for cell in make_manifest(packed, taxonomy).cells}
-        rows = race(cells, [of[cell.id] for cell in cells if cell.id in of], options)
+        built = []
+        for size in (None, SIZE):
+            packed = [read_built(build(one, Path(place) / f"built_{size}", size=size).folder) for one in listings]
+            of = {cell.id: cell for cell in make_manifest(packed, taxonomy).cells}
+            built.append([of[cell.id] for cell in cells])
+        rows = race(cells, built[0], built[1], options)
         one_core = embed_rate()
         few, many = (memory(folder, count, options.workers) for count in (1000, 10_000))
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.workers} workers, ", end="")

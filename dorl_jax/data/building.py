@@ -39,6 +39,7 @@ def prepare(
     about: About,
     version: str,
     masks: Masks | None,
+    size: int | None,
     strict: bool,
     progress: bool,
     workers: int | None,
@@ -56,6 +57,7 @@ def prepare(
         labels=labels,
         masks=masks or _masks_of(listing),
         listing=listing,
+        size=size,
         strict=strict,
         progress=progress,
         workers=workers,
@@ -78,6 +80,7 @@ class CellBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
     about: ClassVar[About]
     labels: ClassVar[tuple[str, ...]]
     masks: ClassVar[Masks]
+    size: ClassVar[int | None] = None
     strict: ClassVar[bool] = False
     progress: ClassVar[bool] = True
     workers: ClassVar[int | None] = None
@@ -125,7 +128,7 @@ class CellBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
             split_of.setdefault(split_name(row.split), []).append(number)
         self._places = dict.fromkeys(split_of, 0)
         return {
-            split: [self._shard(split, numbers) for numbers in _shards(numbers, self._listing.rows)]
+            split: [self._shard(split, numbers) for numbers in _shards(numbers, self._listing.rows, self.size)]
             for split, numbers in split_of.items()
         }
 
@@ -141,13 +144,14 @@ class CellBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
             self._listing,
             [self._cells[number] for number in sorted(self._cells)],
             [self._left_out[number] for number in sorted(self._left_out)],
+            self.size,
         )
 
     def _shard(self, split: str, numbers: Sequence[int]) -> Callable[[], Iterator[tuple[int, dict[str, Any]]]]:
         def examples() -> Iterator[tuple[int, dict[str, Any]]]:
             rows = self._listing.rows
             workers = self.workers or min(os.cpu_count() or 1, 8)
-            for number, encoded in _ahead(numbers, lambda number: _encode(rows[number]), workers):
+            for number, encoded in _ahead(numbers, lambda number: _encode(rows[number], self.size), workers):
                 self._bar.update()
                 row = rows[number]
                 try:
@@ -258,8 +262,8 @@ def _masks_of(listing: Listing) -> Masks:
     return "none" if not with_mask else "all" if with_mask == len(listing.rows) else "some"
 
 
-def _encode(row: Row) -> tuple[bytes, bytes | None]:
-    return encode_image(row.image), None if row.mask is None else encode_mask(row.mask)
+def _encode(row: Row, size: int | None) -> tuple[bytes, bytes | None]:
+    return encode_image(row.image, size), None if row.mask is None else encode_mask(row.mask, size)
 
 
 def _ahead(numbers: Sequence[int], work: Callable[[int], Any], workers: int) -> Iterator[tuple[int, Future[Any]]]:
@@ -278,12 +282,12 @@ def _ahead(numbers: Sequence[int], work: Callable[[int], Any], workers: int) -> 
                 future.cancel()
 
 
-def _shards(numbers: Sequence[int], rows: Sequence[Row]) -> list[list[int]]:
+def _shards(numbers: Sequence[int], rows: Sequence[Row], side: int | None) -> list[list[int]]:
     """Consecutive rows, as many as fill a shard."""
     shards: list[list[int]] = [[]]
     filled = 0
     for number in numbers:
-        size = _size(rows[number].image)
+        size = 3 * side**2 if side else _size(rows[number].image)
         if shards[-1] and filled + size > _SHARD_BYTES:
             shards.append([])
             filled = 0
@@ -295,5 +299,6 @@ def _shards(numbers: Sequence[int], rows: Sequence[Row]) -> list[list[int]]:
 def _size(source: ImageSource) -> int:
     """About how many bytes an image takes."""
     if isinstance(source, Path):
-        return source.stat().st_size if source.is_file() else 0
+        stored_as_it_is = source.suffix.lower() in (".jpg", ".jpeg", ".bmp")
+        return source.stat().st_size * (1 if stored_as_it_is else 4) if source.is_file() else 0
     return 3 * source.width * source.height if isinstance(source, Part) else 2**18

@@ -31,6 +31,7 @@ FAILURES_FILE = "failures.csv"
 Masks = Literal["none", "some", "all"]
 
 _FORMAT = 1
+_STORED = "The built set holds its images at"
 _METADATA_KEY = b"dorl_jax"
 _TEXTS = ("file", "label", "group", "split_name", "duplicate_of")
 _SCHEMA = pa.schema(
@@ -102,6 +103,7 @@ def build(
     about: About | None = None,
     version: str = "1.0.0",
     masks: Masks | None = None,
+    size: int | None = None,
     strict: bool = False,
     progress: bool = True,
     workers: int | None = None,
@@ -116,6 +118,8 @@ def build(
       about: for readers of the set.
       version: three numbers.
       masks: whether none, some or all of the cells have masks; by default what the rows say.
+      size: store images and masks at this side of a square in pixels (`images.resize_image`), which is read fastest;
+        None at their own size, which crops need.
       strict: stop at an image or mask that cannot be read instead of leaving it out.
       progress: show a bar with rate and time left.
       workers: threads that read and encode; by default one for each processor, at most 8.
@@ -134,11 +138,14 @@ def build(
         about=about or About(),
         version=version,
         masks=masks,
+        size=size,
         strict=strict,
         progress=progress,
         workers=workers,
     )
     stored = read_built(folder)
+    if not new and _size_note(size) != next((note for note in stored.notes if note.startswith(_STORED)), ""):
+        raise InputError(f"{folder} holds its images at another size: remove it, or build under another version")
     left_out = read_left_out(folder)
     if {row.file for row in stored.rows} | {item.file for item in left_out} != {row.file for row in listing.rows}:
         raise InputError(
@@ -152,6 +159,7 @@ def build_set(
     path: Path,
     out: Path,
     *,
+    size: int | None = None,
     strict: bool = False,
     progress: bool = True,
     workers: int | None = None,
@@ -161,7 +169,7 @@ def build_set(
     Args:
       data_set: which one (`sets.find_set`).
       path: its archive, unpacked or as .zip files (see `DataSet.read`), which are unpacked in `out/downloads`.
-      out, progress, workers: as for `build`.
+      out, size, progress, workers: as for `build`.
       strict: stop at images that cannot be read, and at numbers that differ from the published ones.
 
     Raises:
@@ -173,6 +181,7 @@ def build_set(
         about=about_set(data_set),
         version=data_set.version,
         masks=data_set.masks,
+        size=size,
         strict=strict,
         progress=progress,
         workers=workers,
@@ -238,7 +247,12 @@ def read_built(folder: Path) -> Listing:
         )
         for split, place, file, label, group, split_name, duplicate_of, has_mask in zip(*columns, strict=True)
     )
-    return Listing(about["name"], rows, about["words"], tuple(about["notes"]))
+    notes = [*about["notes"], *filter(None, [_size_note(about["size"])])]
+    return Listing(about["name"], rows, about["words"], tuple(notes))
+
+
+def _size_note(size: int | None) -> str:
+    return f"{_STORED} {size} x {size} pixels." if size else ""
 
 
 def read_left_out(folder: Path) -> tuple[LeftOut, ...]:
@@ -267,7 +281,13 @@ def read_record(record: Record) -> bytes:
     return values[0]
 
 
-def write_cells(folder: Path, listing: Listing, cells: Sequence[StoredCell], left_out: Sequence[LeftOut]) -> None:
+def write_cells(
+    folder: Path,
+    listing: Listing,
+    cells: Sequence[StoredCell],
+    left_out: Sequence[LeftOut],
+    size: int | None = None,
+) -> None:
     """Write the list of cells, and of those left out, into the folder of a set that is being built."""
     rows = [cell.row for cell in cells]
     columns: dict[str, Any] = {
@@ -281,6 +301,7 @@ def write_cells(folder: Path, listing: Listing, cells: Sequence[StoredCell], lef
         "has_mask": [row.mask is not None for row in rows],
     }
     about = {"format": _FORMAT, "name": listing.name, "words": dict(listing.words), "notes": listing.notes}
+    about["size"] = size
     table = pa.table(columns, schema=_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(about)}))
     pq.write_table(table, folder / CELLS_FILE)
     with (folder / FAILURES_FILE).open("w", encoding="utf-8", newline="") as file:

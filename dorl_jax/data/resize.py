@@ -4,7 +4,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Shaped, UInt8
 
 Resize = Literal["bilinear", "cv2_bilinear"]
 
@@ -62,8 +62,8 @@ def _halve(
     return image, (tall, wide)
 
 
-def resize_mask(mask: Bool[np.ndarray, "h w"], size: int | tuple[int, int]) -> Bool[np.ndarray, "h2 w2"]:
-    """The mask at `size` (as in `resize_image`), each pixel that of the nearest pixel centre.
+def resize_mask(mask: Shaped[np.ndarray, "h w"], size: int | tuple[int, int]) -> Shaped[np.ndarray, "h2 w2"]:
+    """The mask, or its grey levels, at `size` (as in `resize_image`), each pixel that of the nearest pixel centre.
 
     Pixel i of n takes source pixel floor((i + 1/2) * m / n) of m: PyTorch's `nearest-exact` (and OpenCV's
     INTER_NEAREST_EXACT but for some ties), not PyTorch's `nearest`, which is half a pixel off.

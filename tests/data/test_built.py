@@ -18,7 +18,7 @@ from PIL import Image
 from dorl_jax.data import building
 from dorl_jax.data.building import dataset_name, split_name
 from dorl_jax.data.built import About, Built, build, build_set, read_built, read_left_out, read_record
-from dorl_jax.data.images import read_image
+from dorl_jax.data.images import read_image, read_mask, resize_image, resize_mask
 from dorl_jax.data.laboratory import open_laboratory
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.sets import find_set
@@ -403,3 +403,18 @@ def test_importing_the_package_leaves_tfds_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_images_of_one_size(laboratory: Listing, tmp_path: Path) -> None:
+    built = build(laboratory, tmp_path / "out", size=16, progress=False)
+    listing = read_built(built.folder)
+    assert listing.notes == ("A remark.", "The built set holds its images at 16 x 16 pixels.")
+    for row, stored in zip(laboratory.rows, listing.rows, strict=True):
+        np.testing.assert_array_equal(pixels(stored.image), resize_image(original(row), 16))
+        assert (row.mask is None) == (stored.mask is None)
+        if row.mask is not None and stored.mask is not None:
+            np.testing.assert_array_equal(read_mask(stored.mask), resize_mask(read_mask(row.mask), 16))
+    assert not build(laboratory, tmp_path / "out", size=16, progress=False).new
+    for other in (None, 20):
+        with pytest.raises(InputError, match="holds its images at another size"):
+            build(laboratory, tmp_path / "out", size=other, progress=False)

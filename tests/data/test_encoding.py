@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dorl_jax.data.encoding import encode_image, encode_mask
-from dorl_jax.data.images import ImageError, read_image, read_mask
+from dorl_jax.data.images import ImageError, read_image, read_mask, resize_image, resize_mask
 from dorl_jax.data.sources import Part
 
 RNG = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def test_turned_and_cmyk_jpegs_are_stored_as_they_are_read(tmp_path: Path) -> No
     Image.fromarray(PICTURE).convert("CMYK").save(tmp_path / "cmyk.jpg")
     for name in ("turned.jpg", "cmyk.jpg"):
         data = encode_image(tmp_path / name)
-        assert data.startswith(b"\x89PNG")
+        assert data.startswith(b"BM")
         np.testing.assert_array_equal(decode(data), read_image(tmp_path / name))
 
 
@@ -51,7 +51,7 @@ def test_turned_and_cmyk_jpegs_are_stored_as_they_are_read(tmp_path: Path) -> No
     [(suffix, mode) for suffix in ("png", "tif") for mode in ("RGB", "L", "P", "RGBA", "LA", "1")]
     + [("bmp", mode) for mode in ("RGB", "L", "P", "RGBA", "1")],
 )
-def test_other_images_become_png_of_the_same_pixels(tmp_path: Path, mode: str, suffix: str) -> None:
+def test_other_images_become_bmp_of_the_same_pixels(tmp_path: Path, mode: str, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(PICTURE).convert(mode).save(path)
     np.testing.assert_array_equal(decode(encode_image(path)), read_image(path))
@@ -113,3 +113,12 @@ def test_what_cannot_be_read(tmp_path: Path, encode: object) -> None:
     for name, message in (("cut.jpg", "broken or truncated"), ("text.jpg", "is no BMP"), ("none.jpg", "no image file")):
         with pytest.raises(ImageError, match=message):
             encode(tmp_path / name)  # type: ignore[operator]
+
+
+def test_at_a_size_of_its_own(tmp_path: Path) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "a.jpg")
+    Image.fromarray(LEVELS).save(tmp_path / "mask.png")
+    expected = resize_image(read_image(tmp_path / "a.jpg"), 12)
+    np.testing.assert_array_equal(decode(encode_image(tmp_path / "a.jpg", 12)), expected)
+    mask = resize_mask(read_mask(tmp_path / "mask.png"), 12)
+    np.testing.assert_array_equal(decode(encode_mask(tmp_path / "mask.png", 12)) > 64, mask)

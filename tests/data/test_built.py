@@ -216,10 +216,10 @@ KILLED = """
         if not row.image.is_file():
             Image.fromarray(np.full((20, 20, 3), int(row.file), np.uint8)).save(row.image)
     encode = building._encode
-    def dying(row):
+    def dying(row, size):
         if int(row.file) == kill_at:
             os._exit(9)
-        return encode(row)
+        return encode(row, size)
     building._encode = dying
     print(build(Listing("lab", rows), folder / "out", progress=False).new)
 """

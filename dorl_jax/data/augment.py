@@ -71,10 +71,11 @@ def augment(
         return image, mask
     if how.kind == "parity":
         return parity_augment(image, mask, rng)
-    image, mask = _turn_and_flip(image, mask, turns=int(rng.integers(4)), axis=0 if rng.random() < 0.5 else None)
+    symmetry, shape = _symmetry(mask.shape, turns=int(rng.integers(4)), flipped=bool(rng.random() < 0.5))
     zoom = np.exp(rng.uniform(-1, 1) * np.log(how.magnification))
-    matrix = _rotate_zoom(image.shape[:2], degrees=rng.uniform(*_ROTATION), zoom=zoom)
-    size = image.shape[1::-1]
+    # One map for all: every step by itself would copy the image, or blur it once more.
+    matrix = _rotate_zoom(shape, degrees=rng.uniform(*_ROTATION), zoom=zoom) @ symmetry
+    size = shape[::-1]
     image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     # Interpolated and cut at one half, the mask's edge stays where the image's edge is.
     cover = cv2.warpAffine(
@@ -127,13 +128,23 @@ def degrade(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, strengt
 
 
 def _turn_and_flip(
-    image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], turns: int, axis: int | None
+    image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], turns: int, axis: int
 ) -> tuple[UInt8[np.ndarray, "h2 w2 3"], Bool[np.ndarray, "h2 w2"]]:
-    image, mask = np.rot90(image, turns), np.rot90(mask, turns)
-    if axis is not None:
-        image, mask = np.flip(image, axis), np.flip(mask, axis)
+    image, mask = np.flip(np.rot90(image, turns), axis), np.flip(np.rot90(mask, turns), axis)
     # OpenCV wants its rows one after the other.
     return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+
+
+def _symmetry(shape: tuple[int, int], turns: int, flipped: bool) -> tuple[Float[np.ndarray, "3 3"], tuple[int, int]]:
+    """Where (x, y, 1) goes by quarter turns and a flip of the rows, and the new height and width."""
+    height, width = shape
+    matrix = np.eye(3)
+    for _ in range(turns):
+        matrix = np.array([[0.0, 1, 0], [-1, 0, width - 1], [0, 0, 1]]) @ matrix
+        height, width = width, height
+    if flipped:
+        matrix = np.array([[1.0, 0, 0], [0, -1, height - 1], [0, 0, 1]]) @ matrix
+    return matrix, (height, width)
 
 
 def _rotate_zoom(shape: tuple[int, int], degrees: float, zoom: float = 1.0) -> Float[np.ndarray, "2 3"]:

@@ -1,11 +1,12 @@
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dorl_jax.data.augment import Augmentation, augment, degrade, parity_augment, stain_jitter
+from dorl_jax.data.augment import Augmentation, _symmetry, augment, degrade, parity_augment, stain_jitter
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
 
@@ -86,6 +87,17 @@ def test_augment_reaches_all_eight_symmetries() -> None:
         y, x = np.argwhere(changed).mean(0) - 49
         seen.add((y > 0, x > 0, abs(y) > abs(x)))
     assert len(seen) == 8
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("turns", range(4))
+def test_symmetries_are_those_of_numpy(turns: int, flipped: bool) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+    expected = np.rot90(image, turns)
+    expected = np.flip(expected, 0) if flipped else expected
+    matrix, (height, width) = _symmetry((20, 31), turns, flipped)
+    found = cv2.warpAffine(image, matrix[:2], (width, height), flags=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_augment_zooms_within_bounds() -> None:

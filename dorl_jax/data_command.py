@@ -34,6 +34,9 @@ def add_parser(commands: Any) -> None:
     _add_source(check)
     check.add_argument("--taxonomy", default="five_classes", help="five_classes, thirteen_classes or a TOML file")
     check.add_argument("--out", type=Path, default=Path("data_check"), help="folder for check.html and its pictures")
+    check.add_argument(
+        "--workers", type=int, default=-1, help="processes that decode; 0 for threads, -1 for half the cores"
+    )
     build = actions.add_parser(
         "build",
         help="write the fast form, which TensorFlow Datasets reads, too",
@@ -45,9 +48,6 @@ def add_parser(commands: Any) -> None:
     build.add_argument("--size", type=int, help="store images at this side in pixels, ready for a model's input")
     for action in (check, build):
         action.add_argument("--strict", action="store_true", help="fail on files that cannot be used, or other errors")
-        action.add_argument(
-            "--workers", type=int, default=-1, help="processes that decode; 0 for threads, -1 for half the cores"
-        )
         action.add_argument("--quiet", action="store_true", help="no progress bars")
 
 

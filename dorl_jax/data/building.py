@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import types
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from dorl_jax.data.built import INFO_FILE, About, LeftOut, Masks, StoredCell, ab
 from dorl_jax.data.encoding import encode_image, encode_mask
 from dorl_jax.data.images import ImageError
 from dorl_jax.data.listing import Listing, Row
+from dorl_jax.data.pool import buffered
 from dorl_jax.data.sets.base import DataSet
 from dorl_jax.data.sources import ImageSource, Part
 from dorl_jax.errors import InputError, name_some
@@ -269,17 +269,10 @@ def _encode(row: Row, size: int | None) -> tuple[bytes, bytes | None]:
 def _ahead(numbers: Sequence[int], work: Callable[[int], Any], workers: int) -> Iterator[tuple[int, Future[Any]]]:
     """The work's results in order, with a bounded number under way."""
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[int, Future[Any]]] = deque()
         try:
-            for number in numbers:
-                waiting.append((number, pool.submit(work, number)))
-                if len(waiting) > 4 * workers:
-                    yield waiting.popleft()
-            while waiting:
-                yield waiting.popleft()
+            yield from buffered(((number, pool.submit(work, number)) for number in numbers), 4 * workers)
         finally:
-            for _, future in waiting:
-                future.cancel()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _shards(numbers: Sequence[int], rows: Sequence[Row], side: int | None) -> list[list[int]]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from dorl_jax.data.cell_tables import read_cell_table, write_cell_table
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.sets.base import DataSet
 from dorl_jax.data.sources import Record
@@ -32,7 +32,6 @@ Masks = Literal["none", "some", "all"]
 
 _FORMAT = 1
 _STORED = "The built set holds its images at"
-_METADATA_KEY = b"dorl_jax"
 _TEXTS = ("file", "label", "group", "split_name", "duplicate_of")
 _SCHEMA = pa.schema(
     [
@@ -215,13 +214,7 @@ def read_built(folder: Path) -> Listing:
     path = folder / CELLS_FILE
     if not path.is_file():
         raise InputError(f"{folder} has no {CELLS_FILE}: it was not built by dorl_jax; build it again")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is no Parquet file: {error}") from error
-    if not table.schema.equals(_SCHEMA) or _METADATA_KEY not in (table.schema.metadata or {}):
-        raise InputError(f"{path} is no list of cells: it has the columns {', '.join(table.column_names)}")
-    about = json.loads(table.schema.metadata[_METADATA_KEY])
+    table, about = read_cell_table(path, _SCHEMA)
     if about["format"] != _FORMAT:
         raise InputError(
             f"{path} was written by another version of dorl_jax (format {about['format']}): build it again"
@@ -300,10 +293,14 @@ def write_cells(
         "duplicate_of": [row.duplicate_of for row in rows],
         "has_mask": [row.mask is not None for row in rows],
     }
-    about = {"format": _FORMAT, "name": listing.name, "words": dict(listing.words), "notes": listing.notes}
-    about["size"] = size
-    table = pa.table(columns, schema=_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(about)}))
-    pq.write_table(table, folder / CELLS_FILE)
+    about = {
+        "format": _FORMAT,
+        "name": listing.name,
+        "words": dict(listing.words),
+        "notes": listing.notes,
+        "size": size,
+    }
+    write_cell_table(folder / CELLS_FILE, columns, _SCHEMA, about)
     with (folder / FAILURES_FILE).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "image", "reason"])

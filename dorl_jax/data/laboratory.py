@@ -3,7 +3,7 @@
 import os
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dorl_jax import config
-from dorl_jax.data.built import read_built
+from dorl_jax.data.built import INFO_FILE, read_built
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.sets import find_set
 from dorl_jax.data.tables import LABELS_FILE, Columns, read_table
@@ -19,8 +19,6 @@ from dorl_jax.data.trees import is_tree, read_tree
 from dorl_jax.errors import InputError, name_some, suggest
 
 LABORATORY_FILES = ("laboratory.toml", "laboratory.yaml", "laboratory.yml")
-# Beside the data, in a folder of its version.
-_BUILT_FILE = "dataset_info.json"
 # Folders that a tree keeps its images and masks in.
 _IMAGES, _MASKS = "images", "masks"
 
@@ -105,16 +103,22 @@ def open_laboratories(root: Path, names: Sequence[str] = ()) -> tuple[Listing, .
         )
     for name in names:
         if name not in found:
-            raise InputError(f"no laboratory {name!r}{suggest(name, found)}; there are: {name_some(found, 20)}")
+            raise no_laboratory(name, found)
     if len(set(names)) < len(names):
         raise InputError(f"a laboratory is named twice: {', '.join(names)}")
-    listings = tuple(open_laboratory(found[name]) for name in names or sorted(found))
+    chosen = names or sorted(found)
+    listings = tuple(open_laboratory(found[name]) for name in chosen)
     seen: dict[str, Path] = {}
-    for key, listing in zip(names or sorted(found), listings, strict=True):
+    for key, listing in zip(chosen, listings, strict=True):
         if listing.name in seen:
             raise InputError(f"two laboratories are called {listing.name!r}: {seen[listing.name]} and {found[key]}")
         seen[listing.name] = found[key]
     return listings
+
+
+def no_laboratory(name: str, known: Collection[str]) -> InputError:
+    """The error for a name that none of the known laboratories has."""
+    return InputError(f"no laboratory {name!r}{suggest(name, known)}; there are: {name_some(known, 20)}")
 
 
 def _find(root: Path) -> dict[str, Path]:
@@ -135,9 +139,9 @@ def _declared(folder: Path) -> bool:
 
 def _versions(folder: Path) -> list[Path]:
     """The folders of a built set's versions, the newest last; the folder itself if it is one."""
-    if (folder / _BUILT_FILE).is_file():
+    if (folder / INFO_FILE).is_file():
         return [folder]
-    versions = [path for path in folder.glob("*.*.*") if (path / _BUILT_FILE).is_file()]
+    versions = [path for path in folder.glob("*.*.*") if (path / INFO_FILE).is_file()]
     return sorted(versions, key=lambda path: [int(part) if part.isdigit() else 0 for part in path.name.split(".")])
 
 
@@ -175,14 +179,13 @@ def _described(path: Path) -> Listing:
     root = Path(os.path.abspath(path.parent / config.expand_path(said.root, f"root of {path}")))
     if not root.is_dir():
         raise InputError(f"{path}: no folder at {root} (root = {said.root!r})")
+    table = said.table or (LABELS_FILE if not said.images and (root / LABELS_FILE).is_file() else "")
     if said.published:
         listing = find_set(said.published).read(root)
-    elif said.table:
-        listing = Listing("", read_table(root / said.table, root, said.columns))
-    elif said.images or not (root / LABELS_FILE).is_file():
-        listing = _tree(root, said.images, said.masks)
+    elif table:
+        listing = Listing("", read_table(root / table, root, said.columns))
     else:
-        listing = Listing("", read_table(root / LABELS_FILE, root, said.columns))
+        listing = _tree(root, said.images, said.masks)
     both = sorted(set(said.labels) & set(said.dropped))
     if both:
         raise InputError(f"{path}: both mapped and dropped: {name_some(both)}")

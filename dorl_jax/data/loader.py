@@ -1,6 +1,5 @@
 """Batches for the stages: deterministic, restorable, split over processes, prepared by worker processes (Grain)."""
 
-import os
 import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +7,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import cv2
 import grain
 import numpy as np
 import pyarrow as pa
@@ -19,6 +17,7 @@ from dorl_jax.data.augment import Augmentation
 from dorl_jax.data.augment import augment as augment_cell
 from dorl_jax.data.images import Resize, read_image, resize_image, resize_mask
 from dorl_jax.data.manifest import Cell, read_pair
+from dorl_jax.data.pool import start_worker, worker_count
 from dorl_jax.data.sources import ImageSource, parse_source
 from dorl_jax.errors import InputError, name_some
 
@@ -91,17 +90,6 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         if self._closing is not None:
             self._closing()
         self._iterator = self._closing = None
-
-
-def worker_count(workers: int) -> int:
-    """The number of worker processes for a setting: itself, or for -1 half the cores, at most 8, none below 4 cores.
-
-    With fewer cores the computation needs them all, and starting processes only costs time.
-    """
-    if workers >= 0:
-        return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores // 2) if cores >= 4 else 0
 
 
 def balance_groups(cells: Sequence[Cell], balance: Balance) -> list[str] | None:
@@ -356,11 +344,7 @@ def _ahead(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
     # A worker is one thread: several would only wait for each other.
     read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     processes = grain.MultiprocessingOptions(num_workers=count, per_worker_buffer_size=2)
-    return iter(batches.to_iter_dataset(read).mp_prefetch(processes, _start_worker))
-
-
-def _start_worker(index: int, count: int) -> None:
-    cv2.setNumThreads(1)
+    return iter(batches.to_iter_dataset(read).mp_prefetch(processes, start_worker))
 
 
 def _own(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,8 +1,7 @@
 """What a data set is: cells of several laboratories, their images, masks and common classes."""
 
-import json
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
+from dorl_jax.data.cell_tables import read_cell_table, write_cell_table
 from dorl_jax.data.images import ImageError, read_image, read_image_with_facts, read_mask
-from dorl_jax.data.laboratory import open_laboratories, open_laboratory
+from dorl_jax.data.laboratory import no_laboratory, open_laboratories, open_laboratory
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.sources import ImageSource, parse_source
 from dorl_jax.data.tables import LABELS_FILE
 from dorl_jax.data.taxonomy import Taxonomy
-from dorl_jax.errors import InputError, name_some, suggest
+from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import replacing
 
 SMALLEST_SIDE = 16
@@ -72,7 +71,7 @@ class Manifest:
           InputError: no such laboratory.
         """
         if laboratory not in self.laboratories:
-            raise _no_laboratory(laboratory, self.laboratories)
+            raise no_laboratory(laboratory, self.laboratories)
         return tuple(cell for cell in self.cells if cell.laboratory == laboratory)
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -172,9 +171,8 @@ def save_cells(manifest: Manifest, path: Path) -> None:
         "classes": manifest.classes,
         "dropped": dict(manifest.dropped),
     }
-    table = pa.table(columns, schema=_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(rest)}))
     with replacing(path) as partial:
-        pq.write_table(table, partial)
+        write_cell_table(partial, columns, _SCHEMA, rest)
 
 
 def load_cells(path: Path) -> Manifest:
@@ -185,13 +183,7 @@ def load_cells(path: Path) -> Manifest:
     """
     if not Path(path).is_file():
         raise InputError(f"no list of cells at {path}")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is no Parquet file: {error}") from error
-    if not table.schema.equals(_SCHEMA) or _METADATA_KEY not in (table.schema.metadata or {}):
-        raise InputError(f"{path} is no list of cells: it has the columns {', '.join(table.column_names)}")
-    rest = json.loads(table.schema.metadata[_METADATA_KEY])
+    table, rest = read_cell_table(path, _SCHEMA)
     cells = tuple(
         Cell(id, laboratory, parse_source(image), None if mask is None else parse_source(mask), *rest_of_cell)
         for id, laboratory, image, mask, *rest_of_cell in zip(*table.to_pydict().values(), strict=True)
@@ -248,6 +240,29 @@ def read_cell(cell: Cell) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, 
     return read_pair(cell.image, cell.mask)
 
 
+def why_unusable(
+    image_source: ImageSource,
+    image: UInt8[np.ndarray, "h w 3"],
+    mask_source: ImageSource | None,
+    mask: Bool[np.ndarray, "h2 w2"] | None,
+) -> str | None:
+    """Why a cell that can be read cannot be used, in one line, or None.
+
+    Args:
+      image_source, mask_source: what the reason calls them.
+      image: as read.
+      mask: True on the cell; None if there is none.
+    """
+    height, width = image.shape[:2]
+    if mask is not None and mask.shape != image.shape[:2]:
+        return _other_size(image_source, image, mask_source, mask)
+    if min(height, width) < SMALLEST_SIDE:
+        return f"{image_source} has {width} x {height} pixels; a side needs at least {SMALLEST_SIDE}"
+    if mask is not None and not mask.any():
+        return f"the mask {mask_source} is empty: no pixel above 64 (128 is cytoplasm, 255 nucleus)"
+    return None
+
+
 def read_pair(
     image_source: ImageSource, mask_source: ImageSource
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
@@ -285,7 +300,6 @@ def require_laboratories(manifest: Manifest, least: int = 2) -> None:
         )
 
 
-_METADATA_KEY = b"dorl_jax"
 _SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -306,14 +320,7 @@ def _check(cell: Cell) -> tuple[str | None, tuple[str, ...]]:
         mask = None if cell.mask is None else read_mask(cell.mask)
     except ImageError as error:
         return str(error), ()
-    height, width = image.shape[:2]
-    if mask is not None and mask.shape != image.shape[:2]:
-        return _other_size(cell.image, image, cell.mask, mask), facts.notes
-    if min(height, width) < SMALLEST_SIDE:
-        return f"{cell.image} has {width} x {height} pixels; a side needs at least {SMALLEST_SIDE}", facts.notes
-    if mask is not None and not mask.any():
-        return f"the mask {cell.mask} is empty: no pixel above 64 (128 is cytoplasm, 255 nucleus)", facts.notes
-    return None, facts.notes
+    return why_unusable(cell.image, image, cell.mask, mask), facts.notes
 
 
 def _other_size(image_source: Any, image: np.ndarray, mask_source: Any, mask: np.ndarray) -> str:
@@ -328,7 +335,3 @@ def _keep(manifest: Manifest, wanted: Callable[[Cell], bool]) -> Manifest:
     left = {cell.laboratory for cell in cells}
     laboratories = tuple(name for name in manifest.laboratories if name in left)
     return Manifest(cells, laboratories, manifest.classes, manifest.dropped)
-
-
-def _no_laboratory(name: str, known: Collection[str]) -> InputError:
-    return InputError(f"no laboratory {name!r}{suggest(name, known)}; there are: {name_some(known, 20)}")

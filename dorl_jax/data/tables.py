@@ -2,9 +2,11 @@
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TextIO
 
 from dorl_jax.data.listing import Row
 from dorl_jax.errors import InputError, suggest
@@ -81,21 +83,28 @@ def read_table(table: Path, folder: Path, columns: Columns | None = None) -> tup
     return tuple(rows)
 
 
-def _values(table: Path, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Line number and stripped values of every row; an absent trailing value is empty."""
+@contextmanager
+def opened_csv(table: Path) -> Iterator[TextIO]:
+    """A CSV file to read; what is wrong with its text is an `InputError` that names it."""
     try:
         # utf-8-sig: spreadsheets put a byte-order mark first.
         with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="", strict=True)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            for name in required:
-                if name not in columns:
-                    listed = ", ".join(columns) or "none"
-                    raise InputError(f"{table}: no column {name!r}{suggest(name, columns)}; there are: {listed}")
-            reader.fieldnames = columns
-            rows = [(reader.line_num, row) for row in reader]
+            yield file
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table} is not a readable CSV file in UTF-8: {error}") from error
+
+
+def _values(table: Path, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Line number and stripped values of every row; an absent trailing value is empty."""
+    with opened_csv(table) as file:
+        reader = csv.DictReader(file, restval="", strict=True)
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        for name in required:
+            if name not in columns:
+                listed = ", ".join(columns) or "none"
+                raise InputError(f"{table}: no column {name!r}{suggest(name, columns)}; there are: {listed}")
+        reader.fieldnames = columns
+        rows = [(reader.line_num, row) for row in reader]
     if not rows:
         raise InputError(f"{table} has no rows")
     for line, row in rows:

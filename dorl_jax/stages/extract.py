@@ -1,9 +1,7 @@
 """Stage 3: what the autoencoder learns from. Images -> feature tokens, masks and crops (arXiv 2408.07467, 3.2)."""
 
 import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,10 +12,10 @@ import numpy as np
 
 from dorl_jax import __version__
 from dorl_jax.config import setting
-from dorl_jax.data.cut import CutCells, cut_cells
+from dorl_jax.data.cut import cut_cells
 from dorl_jax.data.images import resize_image, resize_mask
 from dorl_jax.data.manifest import Cell, Manifest
-from dorl_jax.data.pool import worker_pool
+from dorl_jax.data.pool import buffered, worker_pool
 from dorl_jax.models import CaeConfig, LoraSam
 from dorl_jax.stages.segment import features_and_logits, run_batches, segment
 from dorl_jax.store import Store, StoreWriter
@@ -96,34 +94,30 @@ def _rows(
     """
     side, size = model.config.encoder.side, settings.batch_size
     batches = run_batches(model, cells, size, name="extracting", workers=settings.workers, done=done, progress=progress)
-    waiting: deque[tuple[np.ndarray, Future[CutCells]]] = deque()
-
-    def finish() -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-        features, future = waiting.popleft()
-        cut = future.result()
-        if cut.views is not None:
-            padding = [(0, size - len(features)), (0, 0), (0, 0), (0, 0)]
-            padded = np.pad(cut.views, padding, mode="edge")  # one compiled shape
-            features = np.asarray(features_and_logits(model, padded)[0])[: len(features)]
-        yield from zip(features, cut.crops, cut.empty.tolist(), strict=True)
-
     with worker_pool(settings.workers) as pool:
-        for batch, features, margins in batches:
-            future = pool.submit(
-                cut_cells,
-                batch["originals"],
-                margins,
-                crop_size,
-                parity=settings.parity,
-                zoom=settings.zoom,
-                view_size=side,
-                resize=model.config.resize,
+        cutting = (
+            (
+                features,
+                pool.submit(
+                    cut_cells,
+                    batch["originals"],
+                    margins,
+                    crop_size,
+                    parity=settings.parity,
+                    zoom=settings.zoom,
+                    view_size=side,
+                    resize=model.config.resize,
+                ),
             )
-            waiting.append((features, future))
-            if len(waiting) > _AHEAD:
-                yield from finish()
-        while waiting:
-            yield from finish()
+            for batch, features, margins in batches
+        )
+        for features, future in buffered(cutting, _AHEAD):
+            cut = future.result()
+            if cut.views is not None:
+                padding = [(0, size - len(features)), (0, 0), (0, 0), (0, 0)]
+                padded = np.pad(cut.views, padding, mode="edge")  # one compiled shape
+                features = np.asarray(features_and_logits(model, padded)[0])[: len(features)]
+            yield from zip(features, cut.crops, cut.empty.tolist(), strict=True)
 
 
 def _save_samples(manifest: Manifest, model: LoraSam, out: Path, settings: ExtractSettings, each: int = 8) -> None:

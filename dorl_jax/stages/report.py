@@ -1,6 +1,5 @@
 """Stage `report`: everything a run wrote -> one HTML page."""
 
-import base64
 import csv
 import struct
 import zipfile
@@ -21,6 +20,7 @@ from dorl_jax.evaluation.classifiers import TITLES
 from dorl_jax.evaluation.latents import read_latents
 from dorl_jax.evaluation.results import Evaluation, in_and_cross_domain, read_evaluation
 from dorl_jax.files import write_text
+from dorl_jax.html import page_templates, png_uri
 
 _POINTS = 1500
 """Cells drawn in the latent space."""
@@ -96,27 +96,17 @@ class Tile:
 
 
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_templates(Path(__file__).parent)
     environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
     environment.filters["title_of"] = lambda classifier: TITLES.get(classifier, classifier)
     environment.filters["words"] = lambda name: name.replace("_", " ")
     return environment.get_template("report.html.jinja")
 
 
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-
 def _chart(draw: Callable[[plots.Theme], bytes], alt: str) -> Chart:
     light, dark = draw(plots.LIGHT), draw(plots.DARK)
     width, height = struct.unpack(">II", light[16:24])  # of the PNG's header, two pixels a CSS pixel
-    return Chart(_uri(light), _uri(dark), width // 2, height // 2, alt)
+    return Chart(png_uri(light), png_uri(dark), width // 2, height // 2, alt)
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
@@ -237,7 +227,7 @@ def _read_held_out_cells(path: Path) -> dict[str, list[Tile]]:
         chosen = [*by_iou[:2], *by_iou[2:][_evenly(len(by_iou) - 2, _TILES - 2)]]
         tiles[laboratory] = [
             Tile(
-                images=[(_uri(plots.cell_with_masks(images[row], predicted[row], truth[row])), "cell with masks")],
+                images=[(png_uri(plots.cell_with_masks(images[row], predicted[row], truth[row])), "cell with masks")],
                 caption=f"IoU {iou[row]:.2f}" + (" (worst)" if row == by_iou[0] else ""),
                 marked=bool(row == by_iou[0]),
             )
@@ -250,7 +240,7 @@ def _read_extracted_cells(path: Path) -> dict[str, list[Tile]]:
     images, masks, laboratories, labels = _arrays(path, ("image", "mask", "laboratory", "label"), "extract")
     return {
         laboratory: [
-            Tile([(_uri(plots.cell_with_masks(images[row], masks[row])), "cell with mask")], str(labels[row]))
+            Tile([(png_uri(plots.cell_with_masks(images[row], masks[row])), "cell with mask")], str(labels[row]))
             for row in _by_label(rows, labels)
         ]
         for laboratory, rows in _rows_of(laboratories)
@@ -265,8 +255,8 @@ def _read_reconstructions(path: Path) -> dict[str, list[Tile]]:
         laboratory: [
             Tile(
                 [
-                    (_uri(plots.image_png(targets[row])), "target"),
-                    (_uri(plots.image_png(made[row])), "reconstruction"),
+                    (png_uri(plots.image_png(targets[row])), "target"),
+                    (png_uri(plots.image_png(made[row])), "reconstruction"),
                 ],
                 str(labels[row]),
             )

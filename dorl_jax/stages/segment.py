@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from dorl_jax.data.cut import mask_at
 from dorl_jax.data.loader import image_batches
 from dorl_jax.data.manifest import Cell
+from dorl_jax.data.pool import buffered
 from dorl_jax.models import LoraSam
 from dorl_jax.models.layers import AnyArray
 
@@ -40,14 +41,9 @@ def run_batches(
     size, resize = model.config.encoder.side, model.config.resize
     batches = image_batches(cells, size, batch_size, resize=resize, workers=workers)
     with tqdm(total=done + len(cells), initial=done, desc=name, unit="cell", disable=not progress) as bar:
-        waiting: tuple[dict[str, Any], tuple[jax.Array, jax.Array]] | None = None
-        for batch in batches:
-            computing = batch, features_and_logits(model, batch["image"])
-            if waiting is not None:
-                yield _fetch(*waiting, bar)
-            waiting = computing
-        if waiting is not None:
-            yield _fetch(*waiting, bar)
+        computing = ((batch, features_and_logits(model, batch["image"])) for batch in batches)
+        for batch, arrays in buffered(computing, 1):
+            yield _fetch(batch, arrays, bar)
 
 
 def _fetch(

@@ -19,9 +19,9 @@ from dorl_jax.data.loader import (
     balance_groups,
     image_batches,
     segmentation_batches,
-    worker_count,
 )
 from dorl_jax.data.manifest import Cell, read_cell, read_laboratories
+from dorl_jax.data.pool import worker_count
 from dorl_jax.data.sources import Part
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError

@@ -6,12 +6,11 @@ from itertools import combinations
 
 import numpy as np
 
-from dorl_jax.data.check.colours import colour_difference, mean_colour
+from dorl_jax.data.check.colours import colour_difference, mean_look
 from dorl_jax.data.check.copies import find_copies
 from dorl_jax.data.check.measure import Measured, Outcome, measure_all
 from dorl_jax.data.check.problems import find_problems
 from dorl_jax.data.check.report import (
-    Colours,
     Copies,
     LaboratoryReport,
     Leak,
@@ -20,7 +19,6 @@ from dorl_jax.data.check.report import (
     Unusable,
 )
 from dorl_jax.data.listing import Listing, Row
-from dorl_jax.data.manifest import SMALLEST_SIDE
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError
 
@@ -37,7 +35,7 @@ def check_listings(
     Args:
       listings: the laboratories.
       taxonomy: the common classes.
-      workers: processes that decode (see `loader.worker_count`).
+      workers: processes that decode (see `pool.worker_count`).
       progress: show a bar with rate and time left.
     """
     rows = [[row for row in listing.rows if not row.duplicate_of] for listing in listings]
@@ -98,9 +96,11 @@ def _laboratory(
         largest=sizes[-1] if sizes else (0, 0),
         kinds=dict(Counter(_kind(image) for image in images).most_common()),
         notes=dict(Counter(note for image in images for note in image.header.notes).most_common()),
-        unusable=tuple(_unusable(rows, outcomes)),
+        unusable=tuple(
+            Unusable(row.file, outcome.reason) for row, outcome in zip(rows, outcomes, strict=True) if outcome.reason
+        ),
         masks=_masks(outcomes),
-        colours=_colours(images),
+        colours=mean_look([image.look for image in images]) if images else None,
         histogram=_histogram(images),
     )
 
@@ -108,21 +108,6 @@ def _laboratory(
 def _kind(image: Measured) -> str:
     alpha = " with alpha" if image.header.has_alpha else ""
     return f"{image.header.format} {image.header.mode}{alpha}, {image.header.bits} bits"
-
-
-def _unusable(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[Unusable]:
-    found = []
-    for row, outcome in zip(rows, outcomes, strict=True):
-        if outcome.image is None:
-            found.append(Unusable(row.file, outcome.image_error))
-        elif min(outcome.image.width, outcome.image.height) < SMALLEST_SIDE:
-            size = f"{outcome.image.width} x {outcome.image.height} pixels"
-            found.append(Unusable(row.file, f"has {size}; a side needs at least {SMALLEST_SIDE}"))
-        elif outcome.mask_error:
-            found.append(Unusable(row.file, outcome.mask_error))
-        elif outcome.mask is not None and not outcome.mask.coverage:
-            found.append(Unusable(row.file, "its mask is empty: no pixel above 64"))
-    return found
 
 
 def _masks(outcomes: Sequence[Outcome]) -> MaskSummary | None:
@@ -137,25 +122,6 @@ def _masks(outcomes: Sequence[Outcome]) -> MaskSummary | None:
         in_pieces=sum(mask.pieces > 1 for mask in masks),
         stray=sum(bool(mask.stray) for mask in masks),
         with_nucleus=sum(mask.nucleus for mask in masks),
-    )
-
-
-def _colours(images: Sequence[Measured]) -> Colours | None:
-    if not images:
-        return None
-    looks = [image.look for image in images]
-
-    def mean(name: str) -> float:
-        return float(np.mean([getattr(look, name) for look in looks]))
-
-    return Colours(
-        mean=mean_colour([look.mean for look in looks]),
-        sd=mean_colour([look.sd for look in looks]),
-        background=mean_colour([look.background for look in looks]),
-        optical_density=mean("optical_density"),
-        saturation=mean("saturation"),
-        contrast=mean("contrast"),
-        sharpness=mean("sharpness"),
     )
 
 

@@ -1,7 +1,7 @@
 """The look of a picture in a few numbers, and how far two looks are apart."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
@@ -66,6 +66,13 @@ def histogram(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "3 32"]:
 def mean_colour(colours: Sequence[Colour]) -> Colour:
     """The mean of some colours."""
     return _colour(np.mean(colours, axis=0))
+
+
+def mean_look(looks: Sequence[Look]) -> Look:
+    """Of at least one look, the mean of each number."""
+    values = [[getattr(look, field.name) for look in looks] for field in fields(Look)]
+    mean, sd, background, *numbers = values
+    return Look(mean_colour(mean), mean_colour(sd), mean_colour(background), *(float(np.mean(one)) for one in numbers))
 
 
 def to_lab(colours: Sequence[Colour]) -> Float[np.ndarray, "n 3"]:

@@ -10,8 +10,10 @@ from tqdm import tqdm
 
 from dorl_jax.data.check.colours import Look, histogram, measure_look
 from dorl_jax.data.check.fingerprint import Fingerprint, take_fingerprint
-from dorl_jax.data.check.mask_facts import MaskFacts, measure_mask
+from dorl_jax.data.check.mask_facts import THRESHOLD, MaskFacts, measure_mask
 from dorl_jax.data.images import ImageError, ImageFacts, read_image_with_facts, read_mask_values
+from dorl_jax.data.manifest import why_unusable
+from dorl_jax.data.pool import worker_pool
 from dorl_jax.data.sources import ImageSource
 
 _AT_ONCE = 16
@@ -44,14 +46,14 @@ class Outcome:
     """What reading one row came to.
 
     Attributes:
-      image: None if it cannot be read; `image_error` says why.
-      mask: None if there is none, or none that can be used; then `mask_error` says why.
+      image: None if it cannot be read.
+      mask: None if there is none, or none of the image's size that can be read.
+      reason: why the cell cannot be used, "" if it can.
     """
 
     image: Measured | None
-    image_error: str = ""
     mask: MaskFacts | None = None
-    mask_error: str = ""
+    reason: str = ""
 
 
 Sources = tuple[ImageSource, ImageSource | None]
@@ -63,27 +65,29 @@ def measure(sources: Sources) -> Outcome:
     try:
         image, header = read_image_with_facts(image_source)
     except ImageError as error:
-        return Outcome(None, str(error))
+        return Outcome(None, reason=str(error))
     height, width = image.shape[:2]
+    digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
+    digest.update(f"{width} {height}".encode())
     measured = Measured(
         header=header,
         width=width,
         height=height,
-        digest=hashlib.blake2b(image.tobytes() + f"{width} {height}".encode(), digest_size=16).digest(),
+        digest=digest.digest(),
         fingerprint=take_fingerprint(image),
         look=measure_look(image),
         histogram=histogram(image).astype(np.float32),
     )
-    if mask_source is None:
-        return Outcome(measured)
-    try:
-        values = read_mask_values(mask_source)
-    except ImageError as error:
-        return Outcome(measured, mask_error=str(error))
-    if values.shape != (height, width):
-        size = f"{values.shape[1]} x {values.shape[0]}"
-        return Outcome(measured, mask_error=f"{mask_source} has {size} pixels, its image {width} x {height}")
-    return Outcome(measured, mask=measure_mask(values))
+    values = None
+    if mask_source is not None:
+        try:
+            values = read_mask_values(mask_source)
+        except ImageError as error:
+            return Outcome(measured, reason=str(error))
+    cell = values > THRESHOLD if values is not None else None
+    reason = why_unusable(image_source, image, mask_source, cell) or ""
+    fits = values is not None and values.shape == (height, width)
+    return Outcome(measured, measure_mask(values) if fits and values is not None else None, reason)
 
 
 def measure_all(sources: Sequence[Sources], *, workers: int, progress: bool) -> list[Outcome]:
@@ -94,8 +98,6 @@ def measure_all(sources: Sequence[Sources], *, workers: int, progress: bool) -> 
       workers: processes that decode, as for `pool.worker_pool`.
       progress: show a bar with rate and time left.
     """
-    from dorl_jax.data.pool import worker_pool
-
     with worker_pool(workers) as pool:
         outcomes = pool.map(measure, sources, chunksize=_AT_ONCE)
         return list(tqdm(outcomes, "checking images", len(sources), unit="image", disable=not progress))

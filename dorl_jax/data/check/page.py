@@ -1,12 +1,10 @@
 """A report as one HTML page with its pictures in it, and as JSON."""
 
-import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import jinja2
 import numpy as np
 from jaxtyping import UInt8
 
@@ -15,6 +13,7 @@ from dorl_jax.data.check.report import Report
 from dorl_jax.data.listing import Listing
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.files import replacing, write_text
+from dorl_jax.html import page_templates, png_uri
 
 
 def write_report(report: Report, listings: Sequence[Listing], taxonomy: Taxonomy, out: Path) -> Path:
@@ -34,18 +33,15 @@ def write_report(report: Report, listings: Sequence[Listing], taxonomy: Taxonomy
     with replacing(out / "contact_sheet.png") as partial:
         partial.write_bytes(sheet)
     write_text(out / "check.json", json.dumps(report.as_tree(), indent=1, ensure_ascii=False) + "\n")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("check.html.jinja").render(
-        report=report,
-        sheet=_uri(sheet),
-        copies=_uri(copies) if copies else None,
-        histograms=histograms(report),
+    page = (
+        page_templates(Path(__file__).parent)
+        .get_template("check.html.jinja")
+        .render(
+            report=report,
+            sheet=png_uri(sheet),
+            copies=png_uri(copies) if copies else None,
+            histograms=histograms(report),
+        )
     )
     write_text(out / "check.html", page)
     return out / "check.html"
@@ -54,7 +50,3 @@ def write_report(report: Report, listings: Sequence[Listing], taxonomy: Taxonomy
 def _png(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
     _, data = cv2.imencode(".png", picture[..., ::-1])
     return data.tobytes()
-
-
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

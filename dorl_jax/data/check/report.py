@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from dorl_jax.data.check.colours import Colour
+from dorl_jax.data.check.colours import Look
 
 Severity = Literal["error", "warning", "note"]
 
@@ -59,19 +59,6 @@ class MaskSummary:
 
 
 @dataclass(frozen=True)
-class Colours:
-    """The look of a laboratory: means over its images (see `colours.Look`)."""
-
-    mean: Colour
-    sd: Colour
-    background: Colour
-    optical_density: float
-    saturation: float
-    contrast: float
-    sharpness: float
-
-
-@dataclass(frozen=True)
 class LaboratoryReport:
     """One laboratory.
 
@@ -90,7 +77,7 @@ class LaboratoryReport:
       notes: what reading did that one might not expect -> images.
       unusable: images and masks that cannot be used.
       masks: None if there are none.
-      colours: None if no image can be read.
+      colours: the mean look of its images; None if none can be read.
       histogram: of each channel, shares of the pixels in equal bins.
     """
 
@@ -111,7 +98,7 @@ class LaboratoryReport:
     notes: dict[str, int]
     unusable: tuple[Unusable, ...]
     masks: MaskSummary | None
-    colours: Colours | None
+    colours: Look | None
     histogram: tuple[tuple[float, ...], ...]
 
 

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from dorl_jax.data.images import inspect_image
 from dorl_jax.data.listing import Row
 from dorl_jax.data.sets.archives import files_of
 from dorl_jax.data.sets.base import DataSet
-from dorl_jax.data.sets.parts import Box, size_of
+from dorl_jax.data.sets.parts import Box
+from dorl_jax.data.tables import opened_csv
 from dorl_jax.errors import InputError, name_some
 
 _WORDS = {
@@ -53,7 +55,8 @@ def _read(roots: Sequence[Path]) -> tuple[list[Row], list[str]]:
         if not boxes or len(named) != len(boxes) or len(set(named)) != 1:
             unclear += 1
             continue
-        frame = Box(0, 0, *size_of(image))
+        facts = inspect_image(image)
+        frame = Box(0, 0, facts.width, facts.height)
         for number, box in enumerate(boxes, 1):
             rows.append(
                 Row(
@@ -73,24 +76,21 @@ def _read(roots: Sequence[Path]) -> tuple[list[Row], list[str]]:
 def _kinds(table: Path) -> dict[int, list[str]]:
     """Number of the field -> the kinds of its leucocytes. The columns are "", "Image", "Category"."""
     kinds: dict[int, list[str]] = {}
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="", strict=True)
-            if not {"Image", "Category"} <= set(reader.fieldnames or ()):
-                raise InputError(f"{table} has no columns Image and Category: it is not the table of BCCD")
-            for row in reader:
-                if not row["Image"].strip():
-                    continue
-                where = f"{table}, line {reader.line_num}"
-                if not row["Image"].strip().isdigit():
-                    raise InputError(f"{where}: {row['Image']!r} is no number of a field")
-                named = [name.strip() for name in row["Category"].split(",") if name.strip()]
-                unknown = [name for name in named if name not in _WORDS]
-                if unknown:
-                    raise InputError(f"{where}: unknown kind {unknown[0]!r}; there are {name_some(_WORDS)}")
-                kinds[int(row["Image"])] = named
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table} is not a readable CSV file in UTF-8: {error}") from error
+    with opened_csv(table) as file:
+        reader = csv.DictReader(file, restval="", strict=True)
+        if not {"Image", "Category"} <= set(reader.fieldnames or ()):
+            raise InputError(f"{table} has no columns Image and Category: it is not the table of BCCD")
+        for row in reader:
+            if not row["Image"].strip():
+                continue
+            where = f"{table}, line {reader.line_num}"
+            if not row["Image"].strip().isdigit():
+                raise InputError(f"{where}: {row['Image']!r} is no number of a field")
+            named = [name.strip() for name in row["Category"].split(",") if name.strip()]
+            unknown = [name for name in named if name not in _WORDS]
+            if unknown:
+                raise InputError(f"{where}: unknown kind {unknown[0]!r}; there are {name_some(_WORDS)}")
+            kinds[int(row["Image"])] = named
     return kinds
 
 

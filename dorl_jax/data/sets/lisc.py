@@ -5,13 +5,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from dorl_jax.data.images import FORMATS, ImageError
+from dorl_jax.data.images import inspect_image, read_mask_values
 from dorl_jax.data.listing import Row
 from dorl_jax.data.sets.archives import files_of
 from dorl_jax.data.sets.base import DataSet
-from dorl_jax.data.sets.parts import Box, size_of
+from dorl_jax.data.sets.parts import Box
 from dorl_jax.errors import InputError, name_some, suggest
 
 _IMAGES, _MASKS, _EXPERT = "Main Dataset", "Ground Truth Segmentation", "areaforexpert1"
@@ -45,7 +44,7 @@ def _read(roots: Sequence[Path]) -> tuple[list[Row], list[str]]:
         mask = folder.parent.parent / _MASKS / folder.name / _EXPERT / f"{image.stem}_expert.bmp"
         if not mask.is_file():
             raise InputError(f"no outlines of {image} at {mask}")
-        levels = _levels(mask)
+        levels = read_mask_values(mask)  # anything but 0 is a cell
         shift = _shift(image, mask, levels)
         frame = Box(*shift, shift[0] + levels.shape[1], shift[1] + levels.shape[0])
         # The library takes levels above 64 for the cell.
@@ -75,25 +74,16 @@ def _read(roots: Sequence[Path]) -> tuple[list[Row], list[str]]:
     return rows, notes
 
 
-def _levels(mask: Path) -> np.ndarray:
-    """Grey levels; anything but 0 is a cell."""
-    try:
-        with Image.open(mask, formats=FORMATS) as image:
-            return np.asarray(image.convert("L"))
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{mask} is a broken or truncated image: {error}") from error
-
-
 def _shift(image: Path, mask: Path, levels: np.ndarray) -> tuple[int, int]:
     """Where the upper left pixel of the mask lies in the field."""
-    width, height = size_of(image)
-    rims = (width - levels.shape[1], height - levels.shape[0])
+    facts = inspect_image(image)
+    rims = (facts.width - levels.shape[1], facts.height - levels.shape[0])
     if rims == (0, 0):
         return 0, 0
     if rims == (2 * _RIM, 2 * _RIM):
         return _RIM, _RIM
     raise InputError(
-        f"{mask} has {levels.shape[1]} x {levels.shape[0]} pixels, {image} {width} x {height}: "
+        f"{mask} has {levels.shape[1]} x {levels.shape[0]} pixels, {image} {facts.width} x {facts.height}: "
         f"they have to be of one size, or the first {2 * _RIM} smaller"
     )
 

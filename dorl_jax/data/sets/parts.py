@@ -3,9 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from dorl_jax.data.images import FORMATS, ImageError
 from dorl_jax.data.sources import Part
 
 # On every side, as a share of the longer side of the cell: the window becomes 1.25 times the cell.
@@ -35,16 +32,3 @@ class Box:
         """This part of a picture whose upper left pixel is at `shift` (x, y) in the coordinates of the box."""
         x, y = shift
         return Part(path, self.left - x, self.top - y, self.right - self.left, self.bottom - self.top)
-
-
-def size_of(path: Path) -> tuple[int, int]:
-    """Width and height of a picture, from its header.
-
-    Raises:
-      ImageError: not a picture.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image.size
-    except OSError as error:
-        raise ImageError(f"{path} is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image: {error}") from error

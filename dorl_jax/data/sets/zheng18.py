@@ -7,6 +7,7 @@ from pathlib import Path
 from dorl_jax.data.listing import Row
 from dorl_jax.data.sets.archives import files_of
 from dorl_jax.data.sets.base import DataSet, Reader
+from dorl_jax.data.tables import opened_csv
 from dorl_jax.errors import InputError, name_some
 
 _WORDS = {"1": "neutrophil", "2": "lymphocyte", "3": "monocyte", "4": "eosinophil", "5": "basophil"}
@@ -59,11 +60,8 @@ def _reader(number: int) -> Reader:
 
 def _labels(table: Path) -> dict[str, tuple[int, str]]:
     """Number of the image -> line and label. The header is "image ID" and "class label", or "class"."""
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(enumerate(csv.reader(file, strict=True), 1))[1:]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table} is not a readable CSV file in UTF-8: {error}") from error
+    with opened_csv(table) as file:
+        lines = list(enumerate(csv.reader(file, strict=True), 1))[1:]
     labels: dict[str, tuple[int, str]] = {}
     for line, values in lines:
         if not values:
@@ -77,32 +75,22 @@ def _labels(table: Path) -> dict[str, tuple[int, str]]:
     return labels
 
 
-JIANGXI_TECOM = DataSet(
-    name="jiangxi_tecom",
-    title="WBC Image Dataset, Dataset 1: Jiangxi Tecom Science Corporation",
-    homepage=_HOMEPAGE,
-    get="clone github.com/zxaoyou/segmentation_WBC, or download it as .zip; its images and masks are "
-    "Dataset 1/001.bmp and Dataset 1/001.png, its labels 'Class Labels of Dataset 1.csv'",
-    download_urls=(f"{_HOMEPAGE}/archive/refs/heads/master.zip",),
-    reader=_reader(1),
-    words=_WORDS,
-    citation=_CITATION,
-    licence="GPL-3.0",
-    expected={"": {"1": 176, "2": 53, "3": 48, "4": 22, "5": 1}},
-    masks="all",
-)
+def _data_set(number: int, name: str, origin: str, counts: tuple[int, ...]) -> DataSet:
+    return DataSet(
+        name=name,
+        title=f"WBC Image Dataset, Dataset {number}: {origin}",
+        homepage=_HOMEPAGE,
+        get="clone github.com/zxaoyou/segmentation_WBC, or download it as .zip; its images and masks are "
+        f"Dataset {number}/001.bmp and Dataset {number}/001.png, its labels 'Class Labels of Dataset {number}.csv'",
+        download_urls=(f"{_HOMEPAGE}/archive/refs/heads/master.zip",),
+        reader=_reader(number),
+        words=_WORDS,
+        citation=_CITATION,
+        licence="GPL-3.0",
+        expected={"": dict(zip(_WORDS, counts, strict=True))},
+        masks="all",
+    )
 
-CELLAVISION_BLOG = DataSet(
-    name="cellavision_blog",
-    title="WBC Image Dataset, Dataset 2: the CellaVision blog",
-    homepage=_HOMEPAGE,
-    get="clone github.com/zxaoyou/segmentation_WBC, or download it as .zip; its images and masks are "
-    "Dataset 2/001.bmp and Dataset 2/001.png, its labels 'Class Labels of Dataset 2.csv'",
-    download_urls=(f"{_HOMEPAGE}/archive/refs/heads/master.zip",),
-    reader=_reader(2),
-    words=_WORDS,
-    citation=_CITATION,
-    licence="GPL-3.0",
-    expected={"": {"1": 33, "2": 37, "3": 15, "4": 12, "5": 3}},
-    masks="all",
-)
+
+JIANGXI_TECOM = _data_set(1, "jiangxi_tecom", "Jiangxi Tecom Science Corporation", (176, 53, 48, 22, 1))
+CELLAVISION_BLOG = _data_set(2, "cellavision_blog", "the CellaVision blog", (33, 37, 15, 12, 3))

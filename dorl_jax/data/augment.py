@@ -75,14 +75,14 @@ def augment(
     zoom = np.exp(rng.uniform(-1, 1) * np.log(how.magnification))
     # One map for all: every step by itself would copy the image, or blur it once more.
     matrix = _rotate_zoom(shape, degrees=rng.uniform(*_ROTATION), zoom=zoom) @ symmetry
-    size = shape[::-1]
-    image = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    # Interpolated and cut at one half, the mask's edge stays where the image's edge is.
-    cover = cv2.warpAffine(
-        mask.view(np.uint8) * 255, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
-    )
+    # The mask rides along as a fourth channel: OpenCV maps four in a third of the time that three and one take.
+    # Interpolated and cut at one half, its edge stays where the image's edge is.
+    both = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA)
+    np.multiply(mask.view(np.uint8), 255, out=both[..., 3])
+    both = cv2.warpAffine(both, matrix, shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    image, cover = cv2.cvtColor(both, cv2.COLOR_RGBA2RGB), cv2.extractChannel(both, 3) > 127
     image = stain_jitter(image, rng, how.stain, how.white_balance)
-    return degrade(image, rng, how.blur), cover > 127
+    return degrade(image, rng, how.blur), cover
 
 
 def stain_jitter(
@@ -107,11 +107,11 @@ def stain_jitter(
     purity = np.exp(0.5 * strength * draws[1])
     matrix = amount * _about_grey(angle=0.35 * strength * draws[2], purity=purity)
     light = white_balance * (0.12 * draws[3] + 0.15 * draws[4:])
-    # Half of a grey level keeps black finite.
+    # In logarithms of grey levels. Half of a level keeps black finite.
     density = cv2.LUT(image, -np.log((np.arange(256, dtype=np.float32) + 0.5) / 255.5))
-    changed = cv2.exp(cv2.transform(density, np.column_stack([-matrix, -light]).astype(np.float32)))
-    # Undo the half level; OpenCV rounds and saturates.
-    return cv2.convertScaleAbs(np.maximum(changed * 255.5 - 0.5, 0))
+    levels = cv2.exp(cv2.transform(density, np.column_stack([-matrix, np.log(255.5) - light]).astype(np.float32)))
+    # Undo the half level; OpenCV rounds and saturates. What falls below 0, by half a level at most, is rounded to it.
+    return cv2.convertScaleAbs(levels, alpha=1, beta=-0.5)
 
 
 def degrade(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, strength: float) -> UInt8[np.ndarray, "h w 3"]:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -141,11 +140,11 @@ def _read_bytes(source: str | ImageSource) -> tuple[bytes, str]:
         from dorl_jax.data.built import read_record
 
         return read_record(source), str(source)
-    path = Path(source.path if isinstance(source, Part) else source)
-    if not path.is_file():
-        raise ImageError(f"no image file at {path}")
+    path = str(source.path if isinstance(source, Part) else source)
     try:
-        with path.open("rb") as file:
+        if not os.path.isfile(path):
+            raise ImageError(f"no image file at {path}")
+        with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MOST_BYTES:
                 raise ImageError(f"{path} has {size} bytes, more than {MOST_BYTES}")

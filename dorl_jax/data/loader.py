@@ -25,6 +25,8 @@ Balance = Literal["none", "laboratory", "class", "laboratory_and_class"]
 _USUAL = Augmentation()
 # Threads that read where there are no worker processes.
 _THREADS = 2
+# Bytes of an array that worker processes hand over in shared memory.
+_LEAST_SHARED = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -287,13 +289,18 @@ class _PrepareImages:
         valid = places < self._last
         if not valid.any():
             return {"valid": valid}
-        originals = [read_image(self._sources.image(int(place))) for place in places[valid]]
-        images = [resize_image(image, self._size, self._resize) for image in originals]
-        images += images[-1:] * (self._batch - len(images))
+        images = np.empty((self._batch, self._size, self._size, 3), np.uint8)
+        originals = []
+        for row, place in enumerate(places[valid]):
+            image = read_image(self._sources.image(int(place)))
+            resize_image(image, self._size, self._resize, out=images[row])
+            if self._originals:
+                originals.append(image)
+        images[valid.sum() :] = images[valid.sum() - 1]
         batch_of = {
             "index": np.minimum(places, self._last - 1).astype(np.int32),
             "valid": valid,
-            "image": np.stack(images),
+            "image": images,
         }
         if self._originals:
             # One array, for each would be a piece of shared memory of its own.
@@ -344,7 +351,10 @@ def _ahead(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
     # A worker is one thread: several would only wait for each other.
     read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     processes = grain.MultiprocessingOptions(num_workers=count, per_worker_buffer_size=2)
-    return iter(batches.to_iter_dataset(read).mp_prefetch(processes, start_worker))
+    # Small arrays go with the message: a piece of shared memory costs more than their copy.
+    options = grain.experimental.DatasetOptions(min_shm_size=_LEAST_SHARED)
+    dataset = grain.experimental.WithOptionsIterDataset(batches.to_iter_dataset(read), options)
+    return iter(dataset.mp_prefetch(processes, start_worker))
 
 
 def _own(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -594,21 +594,21 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path = tmp_path / "a.tif"
     Image.fromarray(SCENE).save(path)
     opened = []
-    real = Path.open
-    monkeypatch.setattr(Path, "open", lambda self, *args: opened.append(self) or real(self, *args))
-    monkeypatch.setattr("builtins.open", None)
+    real = open
+    monkeypatch.setattr("builtins.open", lambda name, *args, **more: opened.append(name) or real(name, *args, **more))
+    monkeypatch.setattr(Path, "open", None)
     np.testing.assert_array_equal(read_image(str(path)), SCENE)
-    assert opened == [path]
+    assert opened == [str(path)]
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(SCENE).save(path)
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(ImageError, match=r"a\.png cannot be read: Permission denied"):
         read_image(path)
 

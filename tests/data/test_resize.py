@@ -52,6 +52,13 @@ def test_as_the_same_method_in_float64(shape: tuple[int, int], size: tuple[int, 
     assert difference.mean() < 0.6 + 0.15 * max(halvings, 0)
 
 
+@pytest.mark.parametrize("size", [(12, 18), (6, 9), (5, 4), (31, 20)])
+def test_into_an_array_that_is_there(size: tuple[int, int]) -> None:
+    out = np.zeros((*size, 3), np.uint8)
+    assert resize_image(PICTURE, size, out=out) is out
+    np.testing.assert_array_equal(out, resize_image(PICTURE, size))
+
+
 def test_odd_lengths_keep_their_place() -> None:
     # A ramp stays a ramp: nothing is shifted or stretched, but for half a pixel at the end.
     ramp = np.repeat(np.arange(201, dtype=np.uint8)[:, None, None], 3, axis=-1)

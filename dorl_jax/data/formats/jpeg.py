@@ -9,6 +9,8 @@ from dorl_jax.data.formats.facts import ImageFacts, Unreadable, broken, check_pi
 from dorl_jax.data.formats.pixels import Picture, Pixels, cmyk_to_rgb
 
 _START_OF_SCAN, _END, _APP1, _APP2 = 0xDA, 0xD9, 0xE1, 0xE2
+# Frames whose scans need bits for every block, so that they last no longer than the file is long.
+_SEQUENTIAL = (0xC0, 0xC1)
 # A progressive picture has some ten; every one walks over all pixels, which can be made to last for hours.
 _MOST_SCANS = 200
 
@@ -25,10 +27,12 @@ def open_jpeg(data: bytes) -> Picture:
         # The library's words, "could not determine subsampling level", are those for a missing header, too.
         raise broken("its JPEG header is damaged, or of a kind that is not read") from error
     check_pixels(width, height)
-    if data.count(bytes([0xFF, _START_OF_SCAN])) > _MOST_SCANS:
+    segments = list(_segments(data))
+    sequential = any(marker in _SEQUENTIAL for marker, _ in segments)
+    if not sequential and data.count(bytes([0xFF, _START_OF_SCAN])) > _MOST_SCANS:
         raise Unreadable(f"is a JPEG image of more than {_MOST_SCANS} scans")
     orientation, pictures, has_profile = 1, 1, False
-    for marker, content in _segments(data):
+    for marker, content in segments:
         if marker == _APP1 and content.startswith(b"Exif\0"):
             orientation = exif_orientation(content)
         elif marker == _APP2 and content.startswith(b"MPF\0"):

@@ -1,6 +1,7 @@
 """Work on images beside the device: in processes, or in threads where there are too few cores."""
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import platform
@@ -45,6 +46,7 @@ def start_worker(index: int = 0, count: int = 1) -> None:
     """What a worker process does first. Grain tells its number, which has no use here."""
     cv2.setNumThreads(1)  # a core each
     _keep_memory()
+    gc.freeze()  # what has been imported stays: it need not be searched for garbage again and again
 
 
 def _keep_memory() -> None:

@@ -1,8 +1,8 @@
 """Devices: the mesh, and where arrays live on it. The only file that knows how many devices there are."""
 
 import math
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,14 +13,34 @@ from dorl_jax.errors import InputError
 T = TypeVar("T")
 
 
-def data_mesh() -> Mesh:
-    """All devices of all processes along one axis, `data`."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def make_mesh(model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """Devices along two axes, `data` and `model`.
+
+    Batches are spread over all of them, parameters over those along `model` (see `partition`): with 1 every device
+    holds all parameters; with more each holds a part, and they hand it to each other when a layer needs it (FSDP).
+
+    Args:
+      model: devices along `model`.
+      devices: by default all of all processes.
+
+    Raises:
+      InputError: the devices do not divide.
+    """
+    devices = jax.devices() if devices is None else devices
+    if model < 1 or len(devices) % model:
+        raise InputError(f"{len(devices)} devices cannot be split over {model} along the axis `model`: take a divisor")
+    shape = (len(devices) // model, model)
+    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def replicate(tree: T, mesh: Mesh) -> T:
-    """The tree with every array whole on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
+    """For every array (or its shape) of the tree where it lives: split over `model`, whole along `data`."""
+    return jax.tree.map(lambda x: NamedSharding(mesh, partition(x.shape, mesh)), tree)
+
+
+def place(tree: T, mesh: Mesh) -> T:
+    """The tree with every array where `parameter_shardings` says; all processes give the same values."""
+    return jax.device_put(tree, parameter_shardings(tree, mesh))
 
 
 def partition(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -44,14 +64,24 @@ def parameter_sharding(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     return NamedSharding(automatic, partition(shape, mesh))
 
 
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows spread over all devices."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def on_every_device(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """A batch (this process's part of it) spread over the `data` axis along its first axis.
+    """A batch (this process's part of it) spread over all devices along its first axis.
 
     Raises:
       InputError: the batch does not divide over the devices.
     """
     local = max(1, jax.local_device_count())
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    sharding = batch_sharding(mesh)
     for name, array in batch.items():
         if len(array) % local:
             raise InputError(f"batch of {len(array)} ({name}) does not divide over {local} devices: change batch_size")

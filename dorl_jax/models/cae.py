@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dorl_jax.models.conv import ConvTranspose
-from dorl_jax.models.layers import AnyArray, Mlp, attend, layer_norm, linear, merge_heads, split_heads
+from dorl_jax.models.layers import AnyArray, Mlp, attend, layer_norm, linear, merge_heads, run_blocks, split_heads
 from dorl_jax.models.variants import require_variant
 
 EPSILON = 1e-5
@@ -135,6 +135,7 @@ class CaeEncoder(nnx.Module):
             Block(config.width, config.heads, rngs=rngs, dtype=dtype) for _ in range(config.encoder_depth)
         )
         self.norm = layer_norm(config.width, EPSILON, rngs=rngs, dtype=dtype)
+        self.remat = False  # see `compute.set_compute`
 
     def __call__(self, tokens: Float[AnyArray, "b t c"], kept: Int[AnyArray, "b k"] | None) -> Float[Array, "b n c"]:
         x = tokens + self.pos_embedding[...]
@@ -142,9 +143,7 @@ class CaeEncoder(nnx.Module):
             x = jnp.take_along_axis(x, kept[:, :, None], axis=1)
         cls = jnp.broadcast_to(self.cls_token[...], (x.shape[0], *self.cls_token.shape))
         x = jnp.concatenate([cls, x], axis=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self.norm(run_blocks(self.blocks, x, self.remat))
 
 
 class CaeDecoder(nnx.Module):
@@ -156,6 +155,7 @@ class CaeDecoder(nnx.Module):
         self.blocks = nnx.List(
             Block(config.width, config.heads, rngs=rngs, dtype=dtype) for _ in range(config.decoder_depth)
         )
+        self.remat = False  # see `compute.set_compute`
 
     def __call__(self, encoded: Float[Array, "b n c"], kept: Int[AnyArray, "b k"] | None) -> Float[Array, "b t c"]:
         batch, _, width = encoded.shape
@@ -166,9 +166,7 @@ class CaeDecoder(nnx.Module):
             filled = hidden.at[jnp.arange(batch)[:, None], kept].set(seen, unique_indices=True)
             encoded = jnp.concatenate([cls, filled], axis=1)
         x = encoded + places
-        for block in self.blocks:
-            x = block(x)
-        return x[:, 1:]
+        return run_blocks(self.blocks, x, self.remat)[:, 1:]
 
 
 class ImageHead(nnx.Module):

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dorl_jax.models.conv import Conv3x3
-from dorl_jax.models.layers import Mlp, attend, layer_norm, linear, merge_heads, split_heads
+from dorl_jax.models.layers import Mlp, attend, layer_norm, linear, merge_heads, run_blocks, split_heads
 from dorl_jax.models.lora import LoraConfig, adapted_linear
 
 EPSILON = 1e-6
@@ -213,6 +213,7 @@ class ImageEncoder(nnx.Module):
             for index, window in enumerate(windows)
         )
         self.neck = Neck(config, rngs=rngs, dtype=dtype)
+        self.remat = False  # see `compute.set_compute`
 
     def __call__(self, images: Float[Array, "b p q 3"]) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w o"]]:
         """Tokens of width `config.width` before the neck, and the embedding behind it.
@@ -228,6 +229,5 @@ class ImageEncoder(nnx.Module):
             raise ValueError(f"expected images of shape (B, {shape[0]}, {shape[1]}, 3), got {images.shape}")
         patches = images.reshape(-1, rows, patch, columns, patch, 3).transpose(0, 1, 3, 2, 4, 5)
         x = self.patch_embed(patches.reshape(-1, rows, columns, 3 * patch**2)) + self.pos_embed[...].astype(self.dtype)
-        for block in self.blocks:
-            x = block(x)
+        x = run_blocks(self.blocks, x, self.remat)
         return x, self.neck(x)

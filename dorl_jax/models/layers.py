@@ -1,7 +1,8 @@
 """Layers shared by the models, with PyTorch's defaults where the original code relied on them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,3 +95,15 @@ def attend(
     scores = jnp.einsum("bhne,bhme->bhnm", q, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhnm,bhmd->bhnd", weights, v)
+
+
+def run_blocks(blocks: Iterable[nnx.Module], x: Array, remat: bool) -> Array:
+    """One block behind the other; with `remat` their inside is computed again in the backward pass, not kept."""
+    run = nnx.remat(_run_block) if remat else _run_block
+    for block in blocks:
+        x = run(block, x)
+    return x
+
+
+def _run_block(block: Any, x: Array) -> Array:
+    return block(x)

@@ -3,8 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,13 +18,12 @@ from jaxtyping import Array
 from tqdm.auto import tqdm
 
 from dorl_jax.errors import InputError
-from dorl_jax.parallel import data_mesh, replicate, shard_batch
+from dorl_jax.parallel import make_mesh, on_every_device, parameter_shardings, place, shard_batch
 from dorl_jax.training.checkpoints import TrainingCheckpoints
 from dorl_jax.training.metrics import MetricsFile
+from dorl_jax.training.step import LossFunction, init_state, make_step
 
 logger = logging.getLogger(__name__)
-
-LossFunction = Callable[[Any, Mapping[str, Array], Array], dict[str, Array]]
 
 
 @runtime_checkable
@@ -89,28 +89,15 @@ def train(
     """
     if jax.process_count() > 1:
         raise InputError("training runs in one process, over all its devices; several processes are not supported")
-    mesh = data_mesh()
-    graph, *states = nnx.split(model, trainable, ...)
-    trained, rest = replicate(states, mesh)
-    # one jit call, so that the optimiser's state is placed like the parameters it belongs to
-    opt_state = replicate(jax.jit(optimiser.init)(trained), mesh)
-    state = {"trained": trained, "optimiser": opt_state, "step": replicate(jnp.zeros((), jnp.int32), mesh)}
-    root = jax.random.key(settings.seed)
-
-    def step_function(
-        state: dict[str, Any], rest: nnx.State, batch: dict[str, Array]
-    ) -> tuple[dict[str, Any], dict[str, Array]]:
-        def loss_of(trained: nnx.State) -> tuple[Array, dict[str, Array]]:
-            key = jax.random.fold_in(root, state["step"])
-            losses = loss_function(nnx.merge(graph, trained, rest), batch, key)
-            return losses["loss"], losses
-
-        (_, losses), grads = jax.value_and_grad(loss_of, has_aux=True)(state["trained"])
-        updates, opt_state = optimiser.update(grads, state["optimiser"], state["trained"])
-        updated = optax.apply_updates(state["trained"], updates)
-        return {"trained": updated, "optimiser": opt_state, "step": state["step"] + 1}, losses
-
-    compiled = jax.jit(step_function, donate_argnums=0)
+    mesh = make_mesh()
+    graph, *(trained, rest) = nnx.split(model, trainable, ...)
+    initial = partial(init_state, optimiser=optimiser, seed=settings.seed)
+    shardings = parameter_shardings(jax.eval_shape(initial, trained), mesh)
+    # Copies: what the step is given it uses up, and the model keeps its own until the end.
+    state = jax.jit(initial, out_shardings=shardings)(place(jax.tree.map(jnp.copy, trained), mesh))
+    rest = place(rest, mesh)
+    step = make_step(graph, loss_function, optimiser)
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, on_every_device(mesh)))
     checkpoints = TrainingCheckpoints(folder / "checkpoints")
     first = 0
     restored = checkpoints.restore(_plain(state))

@@ -163,7 +163,9 @@ class CaeDecoder(nnx.Module):
         if kept is not None:
             cls, seen = encoded[:, :1], encoded[:, 1:]
             hidden = jnp.broadcast_to(self.mask_token[...].astype(encoded.dtype), (batch, places.shape[0] - 1, width))
-            filled = hidden.at[jnp.arange(batch)[:, None], kept].set(seen, unique_indices=True)
+            # Row by row, so that the compiler sees that no row needs another: with the rows spread over devices, a
+            # scatter at (row, place) sends all of them to all devices.
+            filled = jax.vmap(lambda x, at, new: x.at[at].set(new, unique_indices=True))(hidden, kept, seen)
             encoded = jnp.concatenate([cls, filled], axis=1)
         x = encoded + places
         return run_blocks(self.blocks, x, self.remat)[:, 1:]

@@ -102,8 +102,14 @@ class AdaptedLinear(nnx.Linear):
         y = super().__call__(inputs, out_sharding)
         if self.unmerged is not None:
             return y
-        a, b = self._factors()
-        return y + (inputs.astype(y.dtype) @ a.astype(y.dtype)) @ b.astype(y.dtype)
+        loras = list(self.lora.values())
+        inner = inputs.astype(y.dtype) @ jnp.concatenate([lora.a[...] for lora in loras], axis=1).astype(y.dtype)
+        # Each B by itself: their gradients, which devices sum, hold no zeros for the outputs that others cover.
+        parts = jnp.split(inner, len(loras), axis=-1)
+        for part, lora, (start, stop) in zip(parts, loras, self.places, strict=True):
+            update = part @ (self.scale * lora.b[...]).astype(y.dtype)
+            y += jnp.pad(update, [(0, 0)] * (y.ndim - 1) + [(start, self.out_features - stop)])
+        return y
 
     def _factors(self) -> tuple[Float[Array, "i r"], Float[Array, "r o"]]:
         """All updates as one: the As side by side, each B in its own rows at the outputs it covers, scaled."""

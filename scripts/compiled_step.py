@@ -1,0 +1,127 @@
+"""The step of a training, compiled for devices that need not be there. No weight is drawn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.stages import Lowered
+
+from dorl_jax.errors import InputError
+from dorl_jax.models import Cae, CaeConfig, LoraConfig, LoraSam, SamConfig
+from dorl_jax.models.abstract import abstract_model
+from dorl_jax.models.compute import set_compute
+from dorl_jax.parallel import batch_sharding, make_mesh, on_every_device, parameter_shardings
+from dorl_jax.stages.finetune_sam import segmentation_objective
+from dorl_jax.stages.train_cae import cae_objective
+from dorl_jax.training.optim import adamw, warmup_cosine
+from dorl_jax.training.step import LossFunction, StepSettings, init_state, make_step
+
+
+@dataclass(frozen=True)
+class StepToCompile:
+    """Which step.
+
+    Attributes:
+      variant: of the model.
+      step: "finetune" or "cae".
+      batch: images (or cells) a device.
+      model: devices along the mesh's axis `model`.
+      remat: see `set_compute`.
+      dtype: of the arithmetic.
+      encoder: what trains of LoRA-SAM (see `LoraSam.trainable`).
+      accumulate: see `StepSettings`.
+      image_size: side of the images; 0 for 112 (tiny) or 224.
+      laboratories: domains of the CAE.
+    """
+
+    variant: str = "vit_b"
+    step: Literal["finetune", "cae"] = "finetune"
+    batch: int = 32
+    model: int = 1
+    remat: bool = False
+    dtype: str = "bfloat16"
+    encoder: str = "lora"
+    accumulate: int = 1
+    image_size: int = 0
+    laboratories: int = 3
+
+
+@dataclass(frozen=True)
+class LoweredStep:
+    """A step, ready to be compiled.
+
+    Attributes:
+      lowered: the step.
+      trained, frozen: parameters that train, and that do not.
+    """
+
+    lowered: Lowered
+    trained: int
+    frozen: int
+
+
+def lower_step(what: StepToCompile, devices: Sequence[Any]) -> LoweredStep:
+    """Trace the training's own step for these devices.
+
+    Raises:
+      InputError: devices or batch do not divide.
+    """
+    if what.batch % what.accumulate:
+        raise InputError(f"--batch {what.batch} a device does not divide into --accumulate {what.accumulate} parts")
+    mesh = make_mesh(what.model, devices)
+    model, trainable, loss, shapes = _finetune(what) if what.step == "finetune" else _cae(what)
+    set_compute(model, dtype=what.dtype, remat=what.remat)
+    graph, *(trained, rest) = nnx.split(model, trainable, ...)
+    optimiser = adamw(warmup_cosine(1e-4, 500, 10_000), 0.1)
+    settings = StepSettings(accumulate=what.accumulate)
+    state = jax.eval_shape(lambda trained: init_state(trained, optimiser, 0, settings), trained)
+    shardings = parameter_shardings(state, mesh)
+    rows = what.batch * len(devices)
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=batch_sharding(mesh))
+        for name, (shape, dtype) in shapes.items()
+    }
+    step = jax.jit(
+        make_step(graph, loss, optimiser, settings),
+        donate_argnums=0,
+        out_shardings=(shardings, on_every_device(mesh)),
+    )
+    lowered = step.lower(_shapes(state, shardings), _shapes(rest, parameter_shardings(rest, mesh)), batch)
+    return LoweredStep(lowered, _count(trained), _count(rest))
+
+
+Parts = tuple[nnx.Module, nnx.filterlib.Filter, LossFunction, dict[str, tuple[tuple[int, ...], Any]]]
+
+
+def _finetune(what: StepToCompile) -> Parts:
+    size = what.image_size or (112 if what.variant == "tiny" else 224)
+    config = SamConfig.preset(what.variant, size)
+    lora = None if what.encoder == "full" else LoraConfig()
+    model = abstract_model(lambda rngs: LoraSam(config, lora, rngs=rngs))
+    shapes = {"image": ((size, size, 3), np.uint8), "mask": ((size, size), np.uint8)}
+    return model, model.trainable(what.encoder), segmentation_objective(model.config, 0.8), shapes
+
+
+def _cae(what: StepToCompile) -> Parts:
+    config = CaeConfig.preset(what.variant)
+    # Standardised features, the default; the figures themselves do not matter.
+    config = replace(config, feature_mean=(0.0,) * config.width, feature_std=(1.0,) * config.width)
+    model = abstract_model(lambda rngs: Cae(config, rngs=rngs))
+    shapes = {
+        "feature": ((config.grid, config.grid, config.width), jnp.bfloat16),
+        "crop": ((config.image_size, config.image_size, 3), np.uint8),
+        "domain": ((), np.int32),
+    }
+    return model, nnx.Param, cae_objective(config, what.laboratories, 1.0), shapes
+
+
+def _shapes(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, shardings)
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import logging
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -15,13 +16,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from dorl_jax import __version__, config, data_command
 from dorl_jax.errors import InputError
 from dorl_jax.stages.run import SETTINGS_FILE, STAGES, RunSettings, Stage, open_run, run_stages
+from dorl_jax.training.stopping import Interrupted
 from weights_conversion import command
 
 logger = logging.getLogger("dorl_jax")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `dorl-jax`; returns the exit status: 0, or 2 for bad input."""
+    """Entry point of `dorl-jax`; returns the exit status: 0, 2 for bad input, 130 or 143 where it was stopped."""
     options = _parser().parse_args(arguments)
     try:
         if options.stage == "convert":
@@ -33,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"dorl-jax: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(f"dorl-jax: {stop}", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         print("dorl-jax: stopped; the same command goes on from here", file=sys.stderr)
         return 130

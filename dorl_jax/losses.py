@@ -4,7 +4,7 @@ All of them look across the whole batch. Under `jit` with a sharded batch XLA ma
 does not depend on the number of devices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,10 @@ from dorl_jax.models.layers import AnyArray
 
 
 def segmentation_loss(
-    logits: Float[AnyArray, "b h w k"], labels: Int[AnyArray, "b h w"], dice_weight: float = 0.8
+    logits: Float[AnyArray, "b h w k"],
+    labels: Int[AnyArray, "b h w"],
+    dice_weight: float = 0.8,
+    class_weights: Sequence[float] | None = None,
 ) -> dict[str, Float[Array, ""]]:
     """Cross-entropy and Dice (DoRL, eq. 1): `loss = 0.2 * ce + 0.8 * dice`.
 
@@ -26,19 +29,23 @@ def segmentation_loss(
       logits: class scores.
       labels: class indices.
       dice_weight: share of Dice in the loss.
+      class_weights: of each class; None for 1. Cross-entropy is their weighted mean over the pixels, Dice the mean over
+        the classes of weight times Dice.
 
     Returns:
       "loss", "ce", "dice".
     """
+    weights = jnp.ones(logits.shape[-1]) if class_weights is None else jnp.asarray(class_weights)
     smooth = 1e-5
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     targets = jax.nn.one_hot(labels, logits.shape[-1])
-    ce = -jnp.mean(jnp.sum(targets * log_probabilities, axis=-1))
+    weighted = targets * weights
+    ce = -jnp.sum(weighted * log_probabilities) / jnp.sum(weighted)
     probabilities = jnp.exp(log_probabilities)
     pixels = (0, 1, 2)
     overlap = jnp.sum(probabilities * targets, pixels)
     total = jnp.sum(probabilities**2, pixels) + jnp.sum(targets**2, pixels)
-    dice = jnp.mean(1 - (2 * overlap + smooth) / (total + smooth))
+    dice = jnp.mean(weights * (1 - (2 * overlap + smooth) / (total + smooth)))
     return {"loss": (1 - dice_weight) * ce + dice_weight * dice, "ce": ce, "dice": dice}
 
 

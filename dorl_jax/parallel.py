@@ -1,6 +1,8 @@
 """Devices: the mesh, and where arrays live on it. The only file that knows how many devices there are."""
 
 import math
+import resource
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -86,3 +88,25 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
         if len(array) % local:
             raise InputError(f"batch of {len(array)} ({name}) does not divide over {local} devices: change batch_size")
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
+def local_copy(tree: T, mesh: Mesh) -> T:
+    """The tree with every array whole on this process's first device; all processes ask for it together."""
+    whole = jax.jit(lambda tree: tree, out_shardings=on_every_device(mesh))(tree)
+    return jax.tree.map(lambda x: x.addressable_data(0), whole)
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes what all share."""
+    return jax.process_index() == 0
+
+
+def memory_in_use() -> dict[str, float]:
+    """The most memory that was in use, in MB: of this process's fullest device, or of the process on a CPU."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    peaks = [found["peak_bytes_in_use"] for found in stats if found and "peak_bytes_in_use" in found]
+    if peaks:
+        return {"device_memory_mb": max(peaks) / 2**20}
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return {"memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}

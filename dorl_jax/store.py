@@ -138,6 +138,19 @@ class Rows:
         return np.asarray(self._parts[shard][row])
 
 
+class Places:
+    """Some of the rows of an array, in an order of their own; nothing is copied."""
+
+    def __init__(self, rows: Any, places: Sequence[int]) -> None:
+        self._rows, self._places = rows, np.asarray(places, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.asarray(self._rows[int(self._places[index])])
+
+
 def _shard_folder(folder: Path, number: int) -> Path:
     return folder / f"shard_{number:05d}"
 

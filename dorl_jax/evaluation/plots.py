@@ -23,12 +23,12 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from dorl_jax.sheets import PREDICTED, TRUE
+
 _DPI = 192  # two pixels a CSS pixel, of which there are 96 an inch
 _SIZE = 9.0  # points, 12 CSS pixels
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 _MARKERS = "os^Dv"
-PREDICTED = "#00B7FF"
-TRUE = "#FFB000"
 
 
 @dataclass(frozen=True)

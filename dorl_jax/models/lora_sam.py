@@ -80,16 +80,18 @@ class LoraSam(nnx.Module):
         """The parameters that train, as an NNX filter.
 
         Args:
-          encoder: "lora" for the LoRA parameters, prompt encoder and mask decoder (the method); "full" for every
-            weight of the encoder as well.
+          encoder: "lora" for the LoRA parameters, prompt encoder and mask decoder (the method); "lora_only" for the
+            LoRA parameters alone; "full" for every weight.
 
         Raises:
           ValueError: no such choice; the LoRA updates are merged.
         """
         if is_merged(self):
             raise ValueError("a merged model does not train: call unmerge() first")
-        if encoder not in ("lora", "full"):
-            raise ValueError(f"encoder must be 'lora' or 'full', not {encoder!r}")
+        if encoder not in ("lora", "lora_only", "full"):
+            raise ValueError(f"encoder must be 'lora', 'lora_only' or 'full', not {encoder!r}")
+        if encoder == "lora_only":
+            return nnx.LoRAParam
 
         def in_decoder(path: tuple[Any, ...], value: Any) -> bool:
             return path[1] in ("prompt_encoder", "mask_decoder")

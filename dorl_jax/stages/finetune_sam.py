@@ -17,40 +17,46 @@ from jaxtyping import Array
 from dorl_jax.config import expand_path, setting
 from dorl_jax.data.augment import Augmentation
 from dorl_jax.data.images import Resize, read_image, resize_image, resize_mask
-from dorl_jax.data.loader import segmentation_batches
+from dorl_jax.data.loader import Share, segmentation_batches
 from dorl_jax.data.manifest import Cell, Manifest, read_cell
 from dorl_jax.errors import InputError
 from dorl_jax.files import write_text
 from dorl_jax.losses import segmentation_loss
 from dorl_jax.models import DORL_PIXEL_MEAN, DORL_PIXEL_STD, SAM_PIXEL_MEAN, SAM_PIXEL_STD, LoraSam, SamConfig
+from dorl_jax.models.compute import set_compute
+from dorl_jax.parallel import is_main, make_mesh
+from dorl_jax.stages.observing import observe_segmentation
 from dorl_jax.stages.segment import segment
+from dorl_jax.store import fingerprint
 from dorl_jax.training.checkpoints import save_model
-from dorl_jax.training.loop import LoopSettings, train
-from dorl_jax.training.optim import adamw, warmup_cosine
+from dorl_jax.training.loop import train
+from dorl_jax.training.optim import adamw, make_schedule
+from dorl_jax.training.selection import freeze, show_trained
+from dorl_jax.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class FinetuneSettings:
+class FinetuneSettings(TrainingSettings):
     """Fine-tuning (or training from scratch) of the segmenter."""
 
     variant: Literal["tiny", "vit_b", "vit_l", "vit_h"] = setting("tiny", "shape of the SAM")
     image_size: int = setting(0, "side of the input in pixels; 0 for 112 (tiny) or 224")
     checkpoint: str = setting("", "official SAM checkpoint (.pth, .safetensors) to start from; empty for fresh weights")
-    encoder: Literal["lora", "full"] = setting(
-        "full", "what trains of the image encoder: its LoRA parameters, or every weight (needed without a checkpoint)"
+    encoder: Literal["lora", "lora_only", "full"] = setting(
+        "full",
+        "what trains: LoRA, prompt encoder and mask decoder (the method); LoRA alone; or every weight (needed without "
+        "a checkpoint)",
     )
-    rank: int = setting(4, "rank of the LoRA matrices (encoder = 'lora')")
+    rank: int = setting(4, "rank of the LoRA matrices (encoder = 'lora' or 'lora_only')")
     pixel_statistics: Literal["data", "sam", "dorl"] = setting(
         "data", "mean and sd that normalise the input: of the training images, SAM's, or DoRL's"
     )
-    steps: int = setting(300, "optimiser steps")
-    batch_size: int = setting(16, "images a step")
     learning_rate: float = setting(5e-4, "peak learning rate")
     weight_decay: float = setting(0.1, "AdamW's weight decay")
-    warmup_steps: int = setting(50, "steps of linear warm-up, before the cosine to 0")
     dice_weight: float = setting(0.8, "share of Dice in the loss; the rest is cross-entropy")
+    class_weights: tuple[float, float] = setting((1.0, 1.0), "weights of background and cell in the loss")
     resize: Literal["bilinear", "cv2_bilinear"] = setting(
         "bilinear", "to the input's size; 'cv2_bilinear', the original's, skips pixels where it shrinks by 2 or more"
     )
@@ -67,34 +73,43 @@ class FinetuneSettings:
         "laboratory", "take these equally often, whatever their size"
     )
     held_out: float = setting(0.2, "share of the masked cells of each laboratory that is kept for the test")
-    workers: int = setting(-1, "processes that read and augment ahead; 0 for threads, -1 for half the cores")
-    log_every: int = setting(20, "steps between rows of metrics.csv")
-    checkpoint_every: int = setting(200, "steps between checkpoints")
-    seed: int = setting(0, "seed of weights, order and augmentation")
+    validation: float = setting(0.1, "share of the other masked cells that does not train, but selects; 0 for none")
+    select: str = setting("iou", "number of validation.csv that tells the best checkpoint; empty for the last one")
 
 
 def finetune_sam(manifest: Manifest, out: Path, settings: FinetuneSettings, *, progress: bool = True) -> LoraSam:
-    """Train the segmenter on the cells that have a mask, and test it on those held out.
+    """Train the segmenter on the cells that have a mask, select it on some kept apart, and test it on others.
 
-    Writes into `out`: `model`, `metrics.csv`, `held_out.json` (mean IoU of each laboratory, IoU of each cell),
-    `held_out_samples.npz` (pictures), `checkpoints`. A killed run goes on where it was.
+    Writes into `out`: `model`, `metrics.csv`, `validation.csv`, `tensorboard`, `pictures`, `trained.txt` (what trains),
+    `held_out.json` (mean IoU of each laboratory, IoU of each cell), `held_out_samples.npz` (pictures), `checkpoints`. A
+    killed run goes on where it was.
 
     Raises:
-      InputError: no cell has a mask; LoRA without a checkpoint; a checkpoint that does not fit.
+      InputError: no cell has a mask; LoRA without a checkpoint; a checkpoint that does not fit; a loss that breaks.
+      Interrupted: SIGTERM; the state was saved.
     """
-    training, test = split_masked(manifest.cells, settings.held_out, settings.seed)
+    learning, test = split_masked(manifest.cells, settings.held_out, settings.seed)
+    if not learning or not test:
+        raise InputError(
+            f"finetune_sam.held_out = {settings.held_out} leaves {len(learning)} cells to train on, {len(test)} to test"
+        )
+    training, selecting = split_masked(learning, settings.validation, settings.seed + 1, least=1)
+    if not training:
+        raise InputError(f"finetune_sam.validation = {settings.validation} leaves no cell to train on")
     model = _make_model(settings, training)
-    size = model.config.encoder.side
-    logits_size = 4 * model.config.encoder.grid[0]
-
-    def loss(model: LoraSam, batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
-        logits = model(batch["image"])["low_res_logits"]
-        return segmentation_loss(logits, _shrink(batch["mask"], logits_size), settings.dice_weight)
-
-    schedule = warmup_cosine(settings.learning_rate, settings.warmup_steps, settings.steps)
+    config, mesh = model.config, make_mesh(settings.model_axis)
+    trainable = freeze(model, model.trainable(settings.encoder), settings.freeze)
+    show_trained(model, trainable, out)
+    schedule = make_schedule(
+        settings.schedule,
+        settings.learning_rate,
+        settings.warmup_steps,
+        settings.steps,
+        -(-len(training) // settings.batch_size),
+    )
     batches = segmentation_batches(
         training,
-        size,
+        config.encoder.side,
         settings.batch_size,
         settings.seed,
         augmentation=Augmentation(
@@ -103,30 +118,79 @@ def finetune_sam(manifest: Manifest, out: Path, settings: FinetuneSettings, *, p
         balance=settings.balance,
         resize=settings.resize,
         workers=settings.workers,
+        share=Share(jax.process_index(), jax.process_count()),
     )
+    objective = segmentation_objective(config, settings.dice_weight, settings.class_weights)
+    observe = None
+    if selecting:
+        observe = observe_segmentation(
+            selecting, config.encoder.side, config.resize, settings.batch_size, objective.of_logits, mesh
+        )
     with closing(batches):
         train(
-            model,
-            model.trainable(settings.encoder),
-            loss,
-            adamw(schedule, settings.weight_decay),
+            set_compute(model, dtype=settings.dtype, remat=settings.remat),
+            trainable,
+            objective,
+            adamw(schedule, settings.weight_decay, settings.decayed),
             schedule,
             batches,
-            LoopSettings(settings.steps, settings.log_every, settings.checkpoint_every, settings.seed),
+            settings.loop("min" if settings.select == "loss" else "max"),
             out,
             name="fine-tuning SAM",
+            signature=settings.signature(fingerprint([cell.id for cell in training])),
+            ids=[cell.id for cell in training],
+            observe=observe,
+            wandb=settings.wandb,
             progress=progress,
         )
-    save_model(out / "model", model)
-    _test(model, test, out, settings, progress)
+    set_compute(model, dtype="float32", remat=False)
+    if is_main():
+        save_model(out / "model", model)
+        _test(model, test, out, settings, progress)
     return model
 
 
-def split_masked(cells: Sequence[Cell], held_out: float, seed: int) -> tuple[list[Cell], list[Cell]]:
-    """The cells that have a mask, in two parts: of every class of every laboratory `held_out` go to the second.
+@dataclass(frozen=True)
+class SegmentationObjective:
+    """The loss of a batch of images and masks, as `training.step` wants it."""
+
+    size: int
+    dice_weight: float
+    class_weights: tuple[float, ...]
+
+    def __call__(self, model: LoraSam, batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
+        """Losses of the batch; nothing is drawn."""
+        return self.of_logits(model(batch["image"])["low_res_logits"], batch["mask"])
+
+    def of_logits(self, low_res_logits: Array, masks: Array) -> dict[str, Array]:
+        """Losses of logits (B, 4h, 4w, 2) against masks at the input's size."""
+        labels = _shrink(masks, self.size)
+        return segmentation_loss(low_res_logits, labels, self.dice_weight, self.class_weights)
+
+
+def segmentation_objective(
+    config: SamConfig, dice_weight: float = 0.8, class_weights: tuple[float, ...] = (1.0, 1.0)
+) -> SegmentationObjective:
+    """The fine-tuning's loss for a model of that shape.
+
+    Args:
+      config: of the model.
+      dice_weight, class_weights: see `losses.segmentation_loss`.
+    """
+    return SegmentationObjective(4 * config.encoder.grid[0], dice_weight, class_weights)
+
+
+def split_masked(cells: Sequence[Cell], share: float, seed: int, *, least: int = 0) -> tuple[list[Cell], list[Cell]]:
+    """The cells that have a mask, in two parts: of every class of every laboratory `share` go to the second.
+
+    Args:
+      cells: those without a mask are left out.
+      share: 0..1.
+      seed: of the draw.
+      least: cells of each laboratory that the second part has in any case, if `share` is not 0.
 
     Raises:
-      InputError: no cell has a mask, or one of the parts is empty.
+      InputError: no cell has a mask.
     """
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
@@ -135,18 +199,21 @@ def split_masked(cells: Sequence[Cell], held_out: float, seed: int) -> tuple[lis
     if not groups:
         raise InputError("no cell has a mask: fill the column `mask` of labels.csv in at least one laboratory")
     rng = np.random.default_rng(seed)
-    training: list[Cell] = []
-    test: list[Cell] = []
+    first: list[Cell] = []
+    second: list[Cell] = []
     for _, group in sorted(groups.items()):
         order = rng.permutation(len(group))
-        cut = round(held_out * len(group))
-        test += [group[place] for place in sorted(order[:cut])]
-        training += [group[place] for place in sorted(order[cut:])]
-    if not training or not test:
-        raise InputError(
-            f"finetune_sam.held_out = {held_out} leaves {len(training)} cells to train on, {len(test)} to test"
-        )
-    return training, test
+        cut = round(share * len(group))
+        second += [group[place] for place in sorted(order[:cut])]
+        first += [group[place] for place in sorted(order[cut:])]
+    if share and least:
+        for laboratory in sorted({name for name, _ in groups}):
+            own = [cell for cell in first if cell.laboratory == laboratory]
+            missing = least - sum(cell.laboratory == laboratory for cell in second)
+            for place in rng.permutation(len(own))[: max(missing, 0)]:
+                first.remove(own[place])
+                second.append(own[place])
+    return first, second
 
 
 def _make_model(settings: FinetuneSettings, cells: Sequence[Cell]) -> LoraSam:
@@ -158,7 +225,7 @@ def _make_model(settings: FinetuneSettings, cells: Sequence[Cell]) -> LoraSam:
         mean, std = SAM_PIXEL_MEAN, SAM_PIXEL_STD
     else:
         mean, std = DORL_PIXEL_MEAN, DORL_PIXEL_STD
-    rank = settings.rank if settings.encoder == "lora" else 0
+    rank = 0 if settings.encoder == "full" else settings.rank
     if settings.checkpoint:
         from weights_conversion import convert_lora_sam
 
@@ -166,8 +233,10 @@ def _make_model(settings: FinetuneSettings, cells: Sequence[Cell]) -> LoraSam:
         return convert_lora_sam(
             path, None, settings.variant, image_size, rank, mean, std, resize=settings.resize, seed=settings.seed
         )
-    if settings.encoder == "lora":
-        raise InputError("finetune_sam.encoder = 'lora' tunes a trained SAM: give finetune_sam.checkpoint, or 'full'")
+    if settings.encoder != "full":
+        raise InputError(
+            f"finetune_sam.encoder = {settings.encoder!r} tunes a trained SAM: give finetune_sam.checkpoint, or 'full'"
+        )
     config = replace(config, pixel_mean=mean, pixel_std=std, resize=settings.resize)
     model = LoraSam(config, None, rngs=nnx.Rngs(settings.seed))
     # Zeros are for tables that a checkpoint fills; a fresh ViT learns faster from small random positions.

@@ -21,6 +21,7 @@ from dorl_jax.stages.prepare import DataSettings, prepare
 from dorl_jax.stages.report import report
 from dorl_jax.stages.train_cae import CaeSettings, train_cae
 from dorl_jax.store import fingerprint
+from dorl_jax.training.settings import INDIFFERENT
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +77,7 @@ class Run:
     def tree(self, stage: Stage) -> dict[str, Any]:
         """The settings of a stage that its output depends on, as plain values."""
         tree = config.as_tree(getattr(self.settings, stage.section)) if stage.section else {}
-        # Whoever prepares the batches, they are the same: a run may go on with more workers or fewer.
-        return {name: value for name, value in tree.items() if name != "workers"}
+        return {name: value for name, value in tree.items() if name not in INDIFFERENT}
 
 
 def _prepare(run: Run) -> Any:

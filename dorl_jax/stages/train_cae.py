@@ -1,48 +1,49 @@
 """Stage 4: train the cross-domain autoencoder. Store -> CAE (arXiv 2408.07467, section 3.2)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
 from dorl_jax.config import setting
-from dorl_jax.data.loader import array_batches, balance_groups
-from dorl_jax.data.manifest import Manifest
+from dorl_jax.data.loader import Share, array_batches, balance_groups
+from dorl_jax.data.manifest import Cell, Manifest
 from dorl_jax.errors import InputError
 from dorl_jax.losses import cae_loss
 from dorl_jax.models import Cae, CaeConfig
 from dorl_jax.models.cae import random_kept
-from dorl_jax.store import Store
+from dorl_jax.models.compute import set_compute
+from dorl_jax.parallel import is_main, make_mesh
+from dorl_jax.stages.observing import observe_reconstruction
+from dorl_jax.store import Places, Store, fingerprint
 from dorl_jax.training.checkpoints import save_model
-from dorl_jax.training.loop import LoopSettings, train
-from dorl_jax.training.optim import adamw, warmup_cosine
+from dorl_jax.training.loop import train
+from dorl_jax.training.optim import adamw, make_schedule
+from dorl_jax.training.selection import freeze, show_trained
+from dorl_jax.training.settings import TrainingSettings
+from dorl_jax.training.step import LossFunction
 
 
 @dataclass(frozen=True)
-class CaeSettings:
+class CaeSettings(TrainingSettings):
     """Training of the autoencoder."""
 
     variant: Literal["tiny", "vit_b", "vit_l", "vit_h"] = setting("tiny", "shape; that of the SAM")
     mask_ratio: float = setting(0.75, "share of the tokens hidden from the encoder")
     standardise: bool = setting(True, "standardise the channels of the features (the original takes them as they are)")
     pixel_weight: float = setting(1.0, "weight of the absolute difference of images beside SSIM (0 in the original)")
-    steps: int = setting(300, "optimiser steps")
-    batch_size: int = setting(32, "cells a step")
-    learning_rate: float = setting(1e-4, "peak learning rate")
-    weight_decay: float = setting(0.05, "AdamW's weight decay")
+    batch_size: int = setting(32, "cells a step, over all devices and processes")
     warmup_steps: int = setting(500, "steps of linear warm-up (at most half of all), before the cosine to 0")
     balance: Literal["none", "laboratory", "class", "laboratory_and_class"] = setting(
         "laboratory", "the same number of cells of each in every batch; with 'class' the training sees labels"
     )
-    log_every: int = setting(20, "steps between rows of metrics.csv")
-    checkpoint_every: int = setting(200, "steps between checkpoints")
-    seed: int = setting(0, "seed of weights, order and masks")
 
 
 def train_cae(
@@ -50,11 +51,13 @@ def train_cae(
 ) -> Cae:
     """Train on the store; laboratories are the domains, in the manifest's order. No label is used.
 
-    Writes into `out`: `model`, `metrics.csv`, `samples.npz` (targets and reconstructions), `checkpoints`. A killed run
-    goes on where it was.
+    Writes into `out`: `model`, `metrics.csv`, `validation.csv` (of cells that do not train, with `validation`, else of
+    some that do), `tensorboard`, `pictures`, `trained.txt` (what trains), `samples.npz` (targets and reconstructions),
+    `checkpoints`. A killed run goes on where it was.
 
     Raises:
-      InputError: the store is of other cells, or its features do not fit the variant.
+      InputError: the store is of other cells, its features do not fit the variant, or a loss breaks.
+      Interrupted: SIGTERM; the state was saved.
     """
     store = Store(store_folder)
     store.require_ids([cell.id for cell in manifest.cells])
@@ -66,40 +69,93 @@ def train_cae(
         )
     if settings.standardise:
         config = _with_statistics(config, store)
+    training, selecting = _split(manifest.cells, settings.validation, settings.seed)
+    if settings.select and not selecting:
+        raise InputError("train_cae.select needs cells that do not train: set train_cae.validation above 0")
+    cells = [manifest.cells[place] for place in training]
     number = {laboratory: index for index, laboratory in enumerate(manifest.laboratories)}
-    domains = np.array([number[cell.laboratory] for cell in manifest.cells], np.int32)
     model = Cae(config, rngs=nnx.Rngs(settings.seed))
-
-    def loss(model: Cae, batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
-        features = batch["feature"].astype(jnp.float32)
-        out = model(features, random_kept(key, features.shape[0], config))
-        images = batch["crop"].astype(jnp.float32) / 255
-        target = model.standardise(features)
-        return cae_loss(out, target, images, batch["domain"], len(number), settings.pixel_weight)
-
-    schedule = warmup_cosine(settings.learning_rate, settings.warmup_steps, settings.steps)
+    trainable = freeze(model, nnx.Param, settings.freeze)
+    show_trained(model, trainable, out)
+    schedule = make_schedule(
+        settings.schedule,
+        settings.learning_rate,
+        settings.warmup_steps,
+        settings.steps,
+        -(-len(training) // settings.batch_size),
+    )
+    feature, crop = Places(store["feature"], training), Places(store["crop"], training)
     batches = array_batches(
-        {"feature": store["feature"], "crop": store["crop"], "domain": domains},
+        {
+            "feature": feature,
+            "crop": crop,
+            "domain": np.array([number[cell.laboratory] for cell in cells], np.int32),
+            "place": np.arange(len(cells), dtype=np.int32),
+        },
         settings.batch_size,
         settings.seed,
-        balance_groups(manifest.cells, settings.balance),
+        balance_groups(cells, settings.balance),
+        share=Share(jax.process_index(), jax.process_count()),
+    )
+    looked_at = selecting or training
+    observe = observe_reconstruction(
+        Places(store["feature"], looked_at),
+        Places(store["crop"], looked_at),
+        [manifest.cells[place].laboratory for place in looked_at],
+        list(number),
+        settings.batch_size,
+        settings.pixel_weight,
+        make_mesh(settings.model_axis),
     )
     with closing(batches):
         train(
-            model,
-            nnx.Param,
-            loss,
-            adamw(schedule, settings.weight_decay),
+            set_compute(model, dtype=settings.dtype, remat=settings.remat),
+            trainable,
+            cae_objective(config, len(number), settings.pixel_weight),
+            adamw(schedule, settings.weight_decay, settings.decayed),
             schedule,
             batches,
-            LoopSettings(settings.steps, settings.log_every, settings.checkpoint_every, settings.seed),
+            settings.loop("max" if settings.select.startswith("ssim") else "min"),
             out,
             name="training CAE",
+            signature=settings.signature(fingerprint(store.signature, [cell.id for cell in cells])),
+            ids=[cell.id for cell in cells],
+            observe=observe,
+            wandb=settings.wandb,
             progress=progress,
         )
-    save_model(out / "model", model)
-    _save_samples(manifest, store, model, out)
+    set_compute(model, dtype="float32", remat=False)
+    if is_main():
+        save_model(out / "model", model)
+        _save_samples(manifest, store, model, out)
     return model
+
+
+def cae_objective(config: CaeConfig, num_domains: int, pixel_weight: float = 0.0) -> LossFunction:
+    """The training's loss for a model of that shape; which tokens are hidden is drawn.
+
+    Args:
+      config: of the model.
+      num_domains, pixel_weight: see `losses.cae_loss`.
+    """
+
+    def objective(model: Cae, batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
+        features = batch["feature"].astype(jnp.float32)
+        out = model(features, random_kept(key, features.shape[0], config))
+        images = batch["crop"].astype(jnp.float32) / 255
+        return cae_loss(out, model.standardise(features), images, batch["domain"], num_domains, pixel_weight)
+
+    return objective
+
+
+def _split(cells: Sequence[Cell], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Places of the cells that train, and of those that do not: `share` of each laboratory."""
+    rng = np.random.default_rng(seed)
+    kept: set[int] = set()
+    for laboratory in dict.fromkeys(cell.laboratory for cell in cells):
+        own = [place for place, cell in enumerate(cells) if cell.laboratory == laboratory]
+        kept.update(rng.permutation(own)[: round(share * len(own))].tolist())
+    return [place for place in range(len(cells)) if place not in kept], sorted(kept)
 
 
 def _with_statistics(config: CaeConfig, store: Store, most: int = 500) -> CaeConfig:

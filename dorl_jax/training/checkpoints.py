@@ -1,4 +1,4 @@
-"""Checkpoints of models and of trainings in progress. The only file that knows Orbax."""
+"""Checkpoints of models. With `resume.py` the only file that knows Orbax."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -17,7 +17,6 @@ from dorl_jax.models.abstract import abstract_model
 from dorl_jax.models.lora import is_merged
 
 M = TypeVar("M", bound=nnx.Module)
-T = TypeVar("T")
 
 
 class _Model(NamedTuple):
@@ -146,30 +145,3 @@ def _compare(place: Path, found: Mapping[str, str], expected: Mapping[str, str])
         problems.append("other shape " + name_some(f"{k}: {found[k]}, not {expected[k]}" for k in sorted(differing)))
     if problems:
         raise InputError(f"the checkpoint {place} does not fit the model: " + "; ".join(problems))
-
-
-class TrainingCheckpoints:
-    """The last states of a training, written in the background, each whole or not at all."""
-
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
-
-    def restore(self, state: T) -> tuple[T, Any] | None:
-        """The newest state, placed as the given one is, with the data iterator's; None if there is none."""
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=args)
-        return restored["state"], restored["data"]
-
-    def save(self, step: int, state: Any, iterator: Any) -> None:
-        """Begin to write the state after `step` steps, with that of the data iterator (plain values)."""
-        data = ocp.args.JsonSave(iterator)
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=data))
-
-    def close(self) -> None:
-        """Wait for what is being written."""
-        self._manager.close()

@@ -18,28 +18,40 @@ class MetricsFile:
           first_step: number of the step the training goes on behind; later rows are of a run that was killed.
         """
         self._path = path
-        self._rows: list[dict[str, str]] = []
+        rows: list[dict[str, str]] = []
         if path.is_file():
             with path.open(newline="") as file:
-                self._rows = [row for row in csv.DictReader(file) if _step(row) <= first_step]
-        self._write()
+                whole = [line for line in file if line.endswith("\n")]  # a kill may have torn the last
+            rows = [row for row in csv.DictReader(whole) if _step(row) <= first_step]
+        self._columns = list(rows[0]) if rows else []
+        if rows:
+            self._write(rows)
+        else:  # no file rather than an empty one
+            path.unlink(missing_ok=True)
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
-        """Add a row; the first row fixes the columns."""
-        row = {"step": str(step), **{name: f"{value:.6g}" for name, value in values.items()}}
-        self._rows.append(row)
-        if len(self._rows) == 1:
-            self._write()
-        else:
-            with self._path.open("a", newline="") as file:
-                csv.DictWriter(file, list(self._rows[0])).writerow(row)
+        """Add a row; the first row fixes the columns.
 
-    def _write(self) -> None:
+        Raises:
+          ValueError: the values have other names than the columns.
+        """
+        row = {"step": str(step), **{name: f"{value:.6g}" for name, value in values.items()}}
+        if not self._columns:
+            self._columns = list(row)
+            self._write([row])
+            return
+        if row.keys() != set(self._columns):
+            raise ValueError(
+                f"{self._path} has the columns {', '.join(self._columns)}; the row of step {step} has {', '.join(row)}"
+            )
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
         with replacing(self._path) as partial, partial.open("w", newline="") as file:
-            if self._rows:
-                writer = csv.DictWriter(file, list(self._rows[0]))
-                writer.writeheader()
-                writer.writerows(self._rows)
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def _step(row: Mapping[str, str | None]) -> float:

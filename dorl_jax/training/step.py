@@ -100,6 +100,7 @@ def make_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state["key"]), state["step"])
         compute = losses_and_gradients if settings.accumulate == 1 else accumulated
         losses, gradients = compute(state["trained"], rest, batch, key)
+        losses = {**losses, "gradient_norm": optax.tree.norm(gradients)}
         updates, optimiser_state = optimiser.update(gradients, state["optimiser"], state["trained"])
         trained = optax.apply_updates(state["trained"], updates)
         done = state["step"] + 1

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from dorl_jax.data.check.report import Copies, Report
 from dorl_jax.data.images import ImageError, read_image, read_mask
@@ -13,10 +13,11 @@ from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.manifest import resolve_label
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError
+from dorl_jax.sheets import INK, PAPER, fit_image, fit_mask, outline, write
 
 _TILE, _GAP = 72, 4
 _LEFT, _TOP = 150, 26
-_PAPER, _INK, _OUTLINE = (255, 255, 255), (28, 37, 48), (0, 160, 90)
+_OUTLINE = (0, 160, 90)
 
 
 def contact_sheet(listings: Sequence[Listing], taxonomy: Taxonomy, each: int = 3) -> UInt8[np.ndarray, "h w 3"]:
@@ -26,12 +27,12 @@ def contact_sheet(listings: Sequence[Listing], taxonomy: Taxonomy, each: int = 3
     """
     wide = each * (_TILE + _GAP) + 3 * _GAP
     size = (_LEFT + len(taxonomy.classes) * wide, _TOP + len(listings) * (_TILE + 3 * _GAP))
-    sheet = Image.new("RGB", size, _PAPER)
+    sheet = Image.new("RGB", size, PAPER)
     for column, label in enumerate(taxonomy.classes):
-        _write(sheet, (_LEFT + column * wide, 6), label.replace("_", " "))
+        write(sheet, (_LEFT + column * wide, 6), label.replace("_", " "))
     for line, listing in enumerate(listings):
         top = _TOP + line * (_TILE + 3 * _GAP)
-        _write(sheet, (_GAP, top + 4), listing.name)
+        write(sheet, (_GAP, top + 4), listing.name)
         cells = _by_class(listing, taxonomy)
         sizes = []
         for column, label in enumerate(taxonomy.classes):
@@ -43,7 +44,7 @@ def contact_sheet(listings: Sequence[Listing], taxonomy: Taxonomy, each: int = 3
                 sizes += [shape] if shape else []
         if sizes:
             height, width = sorted(sizes)[len(sizes) // 2]
-            _write(sheet, (_GAP, top + 22), f"{width} x {height} px")
+            write(sheet, (_GAP, top + 22), f"{width} x {height} px")
     return np.asarray(sheet)
 
 
@@ -53,7 +54,7 @@ def copies_sheet(
     """A line for each cell that is there several times: its images, and their names."""
     row_of = {f"{listing.name}/{row.file}": row for listing in listings for row in listing.rows}
     shown = copies[:most]
-    sheet = Image.new("RGB", (each * (_TILE + _GAP) + 620, max(1, len(shown)) * (_TILE + _GAP)), _PAPER)
+    sheet = Image.new("RGB", (each * (_TILE + _GAP) + 620, max(1, len(shown)) * (_TILE + _GAP)), PAPER)
     for line, one in enumerate(shown):
         top = line * (_TILE + _GAP)
         for number, cell in enumerate(one.cells[:each]):
@@ -62,7 +63,7 @@ def copies_sheet(
         said = "same pixels" if one.exact else f"distance {one.distance:.2f}"
         names = [f"{cell} ({label})" for cell, label in zip(one.cells, one.labels, strict=True)]
         for number, text in enumerate([said, *names[:3]]):
-            _write(sheet, (each * (_TILE + _GAP) + _GAP, top + 17 * number), text)
+            write(sheet, (each * (_TILE + _GAP) + _GAP, top + 17 * number), text)
     return np.asarray(sheet)
 
 
@@ -101,26 +102,18 @@ def _tile(row: Row) -> tuple[UInt8[np.ndarray, "t t 3"], tuple[int, int] | None]
     try:
         image = read_image(row.image)
     except ImageError:  # told in the report
-        cv2.line(tile, (0, 0), (_TILE, _TILE), _INK)
-        cv2.line(tile, (0, _TILE), (_TILE, 0), _INK)
+        cv2.line(tile, (0, 0), (_TILE, _TILE), INK)
+        cv2.line(tile, (0, _TILE), (_TILE, 0), INK)
         return tile, None
-    height, width = image.shape[:2]
-    scale = _TILE / max(height, width)
-    tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
-    small = cv2.resize(image, (wide, tall), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    small = fit_image(image, _TILE)
     if row.mask is not None:
         try:
             mask = read_mask(row.mask)
         except ImageError:
             mask = None
-        if mask is not None and mask.shape == (height, width):
-            cover = cv2.resize(mask.view(np.uint8) * 255, (wide, tall), interpolation=cv2.INTER_AREA)
-            outlines, _ = cv2.findContours((cover > 127).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-            small = cv2.drawContours(small, outlines, -1, _OUTLINE, 1)
+        if mask is not None and mask.shape == image.shape[:2]:
+            outline(small, fit_mask(mask, _TILE), _OUTLINE)
+    tall, wide = small.shape[:2]
     top, left = (_TILE - tall) // 2, (_TILE - wide) // 2
     tile[top : top + tall, left : left + wide] = small
-    return tile, (height, width)
-
-
-def _write(sheet: Image.Image, place: tuple[int, int], text: str) -> None:
-    ImageDraw.Draw(sheet).text(place, text, _INK, ImageFont.load_default(13))
+    return tile, image.shape[:2]

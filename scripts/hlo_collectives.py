@@ -113,7 +113,7 @@ def _times(computations: dict[str, list[str]]) -> dict[str, int]:
 
 def _group(line: str, devices: int) -> int:
     """Devices in each group of a collective."""
-    axes = re.search(r"replica_groups=\w*\[([^\]]*)\]\s*\{([^}]*)\}", line)
+    axes = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line)
     if axes:  # over axes of a mesh: mesh['a'=4,'b'=2] {'a'}
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes[1])}
         return math.prod(sizes[name] for name in re.findall(r"'([^']+)'", axes[2]))

@@ -99,11 +99,13 @@ def attend(
 
 def run_blocks(blocks: Iterable[nnx.Module], x: Array, remat: bool) -> Array:
     """One block behind the other; with `remat` their inside is computed again in the backward pass, not kept."""
-    run = nnx.remat(_run_block) if remat else _run_block
     for block in blocks:
-        x = run(block, x)
+        x = _recomputed(block, x) if remat else block(x)  # type: ignore[operator]
     return x
 
 
-def _run_block(block: Any, x: Array) -> Array:
-    return block(x)
+def _recomputed(block: nnx.Module, x: Array) -> Array:
+    # Not nnx.remat: it writes the parameters back into the block, which is refused where they belong to another trace
+    # than the block, as those that do not train do in a gradient.
+    graph, state = nnx.split(block)
+    return jax.checkpoint(lambda state, x: nnx.merge(graph, state)(x))(state, x)

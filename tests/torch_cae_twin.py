@@ -90,7 +90,8 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def discrepancy(projections: torch.Tensor, domains: torch.Tensor) -> torch.Tensor:
     """Of the mean of every other domain in the batch from that of domain 0."""
-    total = projections.new_zeros(())
+    # A batch without a pair of domains has gradients of 0. With none at all AdamW would pass the projector over.
+    total = 0 * projections.sum()
     if bool((domains == 0).any()):
         for domain in sorted(set(domains.tolist()) - {0}):
             apart = projections[domains == 0].mean(0) - projections[domains == domain].mean(0)

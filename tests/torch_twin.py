@@ -85,8 +85,8 @@ def lora_sam(
     """Images (B, S, S, 3), 0..255, of the parameters' size -> feature, low_res_logits and iou, channels first."""
     encoder, decoder = "image_encoder", "mask_decoder"
     kernel = p[f"{encoder}.patch_embed.proj.weight"]
-    pixels, mean, std = (torch.tensor(x, dtype=kernel.dtype) for x in (images, mean, std))
-    x = ((pixels - mean) / std).permute(0, 3, 1, 2)
+    pixels, centre, spread = (torch.tensor(x, dtype=kernel.dtype) for x in (images, mean, std))
+    x = ((pixels - centre) / spread).permute(0, 3, 1, 2)
     x = F.conv2d(x, kernel, p[f"{encoder}.patch_embed.proj.bias"], stride=kernel.shape[-1])
     x = x.permute(0, 2, 3, 1) + p[f"{encoder}.pos_embed"]
     grid = x.shape[1]

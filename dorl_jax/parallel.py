@@ -55,7 +55,9 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
 def place(tree: T, mesh: Mesh) -> T:
     """The tree with every array where `parameter_shardings` says; all processes give the same values."""
     shardings = parameter_shardings(tree, mesh)
-    return jax.tree.map(_from_every_process, tree, shardings) if several_processes() else jax.device_put(tree, shardings)
+    return (
+        jax.tree.map(_from_every_process, tree, shardings) if several_processes() else jax.device_put(tree, shardings)
+    )
 
 
 def _from_every_process(array: Any, sharding: NamedSharding) -> jax.Array:

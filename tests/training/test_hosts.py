@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from dorl_jax.errors import InputError
-from dorl_jax.evaluation.latents import read_latents
 from dorl_jax.parallel import done_by_main, initialise, is_main
 
 # A computation that hangs is a failure: two processes that wait for each other would do so for ever.

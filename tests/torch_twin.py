@@ -1,4 +1,7 @@
-"""LoRA-SAM at 224 pixels in plain PyTorch, written from the method's description, as an independent twin."""
+"""LoRA-SAM without windows in plain PyTorch, written from the method's description, as an independent twin.
+
+Sizes are read off the tensors. The token grid is one window, as at 224 pixels: every block attends over all of it.
+"""
 
 import math
 
@@ -7,20 +10,22 @@ import torch
 import torch.nn.functional as F
 
 Parameters = dict[str, torch.Tensor]
-DEPTH, WIDTH, HEADS, GRID, GLOBAL_BLOCKS = 12, 768, 12, 14, (2, 5, 8, 11)
 
 
-def parameters(sam: dict[str, np.ndarray], lora: dict[str, np.ndarray]) -> Parameters:
-    """Leaf tensors by name; position tables at 224 pixels; what DoRL trains requires a gradient."""
-    tensors = {name: torch.tensor(value) for name, value in (sam | lora).items() if name in lora or "image_enc" in name}
-    table = tensors["image_encoder.pos_embed"].permute(0, 3, 1, 2)
-    resized = F.interpolate(table, (GRID, GRID), mode="bilinear", align_corners=False)
-    tensors["image_encoder.pos_embed"] = resized.permute(0, 2, 3, 1)
-    for block in GLOBAL_BLOCKS:
-        for axis in "hw":
-            name = f"image_encoder.blocks.{block}.attn.rel_pos_{axis}"
-            size = (2 * GRID - 1, WIDTH // HEADS)
-            tensors[name] = F.interpolate(tensors[name][None, None], size, mode="bilinear", align_corners=False)[0, 0]
+def parameters(
+    sam: dict[str, np.ndarray], lora: dict[str, np.ndarray], grid: int = 14, dtype: torch.dtype = torch.float32
+) -> Parameters:
+    """Leaf tensors by name; position tables for that grid; what DoRL trains requires a gradient."""
+    named = {name: value for name, value in (sam | lora).items() if name in lora or "image_enc" in name}
+    tensors = {name: torch.tensor(value, dtype=dtype) for name, value in named.items()}
+    for name, tensor in tensors.items():
+        if name.endswith("pos_embed"):
+            table = tensor.permute(0, 3, 1, 2)
+            resized = F.interpolate(table, (grid, grid), mode="bilinear", align_corners=False)
+            tensors[name] = resized.permute(0, 2, 3, 1)
+        elif "rel_pos" in name:  # those of a window have this length already, and stay
+            size = (2 * grid - 1, tensor.shape[1])
+            tensors[name] = F.interpolate(tensor[None, None], size, mode="bilinear", align_corners=False)[0, 0]
     for name, tensor in tensors.items():
         tensor.requires_grad_(name in lora and "gaussian_matrix" not in name)
     return tensors
@@ -39,17 +44,19 @@ def norm2d(p: Parameters, name: str, x: torch.Tensor) -> torch.Tensor:
 
 
 def block(p: Parameters, index: int, x: torch.Tensor) -> torch.Tensor:
-    name, tokens, size = f"image_encoder.blocks.{index}", GRID * GRID, WIDTH // HEADS
-    y = norm(p, f"{name}.norm1", x, 1e-6).reshape(-1, tokens, WIDTH)
+    name, (grid, width) = f"image_encoder.blocks.{index}", x.shape[2:]
+    size = p[f"{name}.attn.rel_pos_h"].shape[1]
+    tokens, heads = grid * grid, width // size
+    y = norm(p, f"{name}.norm1", x, 1e-6).reshape(-1, tokens, width)
     q, k, v = linear(p, f"{name}.attn.qkv", y).chunk(3, dim=-1)
     q = q + y @ p[f"w_a_{2 * index:03d}"].T @ p[f"w_b_{2 * index:03d}"].T
     v = v + y @ p[f"w_a_{2 * index + 1:03d}"].T @ p[f"w_b_{2 * index + 1:03d}"].T
-    q, k, v = (part.reshape(-1, tokens, HEADS, size).transpose(1, 2) for part in (q, k, v))
-    offsets = torch.arange(GRID)[:, None] - torch.arange(GRID)[None] + GRID - 1
-    grid = q.reshape(-1, HEADS, GRID, GRID, size)
-    rows = torch.einsum("bnhwd,hkd->bnhwk", grid, p[f"{name}.attn.rel_pos_h"][offsets])
-    columns = torch.einsum("bnhwd,wkd->bnhwk", grid, p[f"{name}.attn.rel_pos_w"][offsets])
-    bias = (rows[..., :, None] + columns[..., None, :]).reshape(-1, HEADS, tokens, tokens)
+    q, k, v = (part.reshape(-1, tokens, heads, size).transpose(1, 2) for part in (q, k, v))
+    offsets = torch.arange(grid)[:, None] - torch.arange(grid)[None] + grid - 1
+    places = q.reshape(-1, heads, grid, grid, size)
+    rows = torch.einsum("bnhwd,hkd->bnhwk", places, p[f"{name}.attn.rel_pos_h"][offsets])
+    columns = torch.einsum("bnhwd,wkd->bnhwk", places, p[f"{name}.attn.rel_pos_w"][offsets])
+    bias = (rows[..., :, None] + columns[..., None, :]).reshape(-1, heads, tokens, tokens)
     weights = (q @ k.transpose(-1, -2) / math.sqrt(size) + bias).softmax(-1)
     x = x + linear(p, f"{name}.attn.proj", (weights @ v).transpose(1, 2).reshape(x.shape))
     hidden = F.gelu(linear(p, f"{name}.mlp.lin1", norm(p, f"{name}.norm2", x, 1e-6)))
@@ -75,22 +82,24 @@ def perceptron(p: Parameters, name: str, x: torch.Tensor) -> torch.Tensor:
 def lora_sam(
     p: Parameters, images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> dict[str, torch.Tensor]:
-    """Images (B, 224, 224, 3) -> feature, low_res_logits and iou, channels first."""
-    pixels = torch.tensor(images).to(torch.get_default_dtype())
-    x = ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
+    """Images (B, S, S, 3), 0..255, of the parameters' size -> feature, low_res_logits and iou, channels first."""
     encoder, decoder = "image_encoder", "mask_decoder"
-    x = F.conv2d(x, p[f"{encoder}.patch_embed.proj.weight"], p[f"{encoder}.patch_embed.proj.bias"], stride=16)
+    kernel = p[f"{encoder}.patch_embed.proj.weight"]
+    pixels, centre, spread = (torch.tensor(x, dtype=kernel.dtype) for x in (images, mean, std))
+    x = ((pixels - centre) / spread).permute(0, 3, 1, 2)
+    x = F.conv2d(x, kernel, p[f"{encoder}.patch_embed.proj.bias"], stride=kernel.shape[-1])
     x = x.permute(0, 2, 3, 1) + p[f"{encoder}.pos_embed"]
-    for index in range(DEPTH):
+    grid = x.shape[1]
+    for index in range(sum(name.endswith("attn.qkv.weight") for name in p)):
         x = block(p, index, x)
     feature = x.permute(0, 3, 1, 2)
     y = norm2d(p, f"{encoder}.neck.1", F.conv2d(feature, p[f"{encoder}.neck.0.weight"]))
     y = norm2d(p, f"{encoder}.neck.3", F.conv2d(y, p[f"{encoder}.neck.2.weight"], padding=1))
     image = (y + p["prompt_encoder.no_mask_embed.weight"].reshape(1, -1, 1, 1)).flatten(2).transpose(1, 2)
-    centres = (torch.arange(GRID) + 0.5) / GRID
+    centres = (torch.arange(grid, dtype=kernel.dtype) + 0.5) / grid
     places = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1) * 2 - 1
     angles = 2 * math.pi * (places @ p["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"])
-    positions = torch.cat([angles.sin(), angles.cos()], -1).reshape(1, GRID * GRID, -1)
+    positions = torch.cat([angles.sin(), angles.cos()], -1).reshape(1, grid * grid, -1)
     own = torch.cat([p[f"{decoder}.iou_token.weight"], p[f"{decoder}.mask_tokens.weight"]])
     tokens = start = own.expand(len(images), -1, -1)
     for index in range(2):
@@ -110,19 +119,19 @@ def lora_sam(
     last = attention(p, "final_attn_token_to_image", tokens + start, image + positions, image)
     tokens = norm(p, f"{decoder}.transformer.norm_final_attn", tokens + last, 1e-5)
     up = f"{decoder}.output_upscaling"
-    x = image.transpose(1, 2).unflatten(-1, (GRID, GRID))
+    x = image.transpose(1, 2).unflatten(-1, (grid, grid))
     x = F.conv_transpose2d(x, p[f"{up}.0.weight"], p[f"{up}.0.bias"], stride=2)
     x = F.gelu(norm2d(p, f"{up}.1", x))
     x = F.gelu(F.conv_transpose2d(x, p[f"{up}.3.weight"], p[f"{up}.3.bias"], stride=2))
     nets = [perceptron(p, f"{decoder}.output_hypernetworks_mlps.{i}", tokens[:, 1 + i]) for i in range(2)]
-    logits = (torch.stack(nets, 1) @ x.flatten(2)).unflatten(-1, (4 * GRID, 4 * GRID))
+    logits = (torch.stack(nets, 1) @ x.flatten(2)).unflatten(-1, (4 * grid, 4 * grid))
     iou = perceptron(p, f"{decoder}.iou_prediction_head", tokens[:, 0])
     return {"feature": feature, "low_res_logits": logits, "iou": iou}
 
 
 def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """0.2 * CE + 0.8 * Dice."""
-    targets = F.one_hot(labels, 2).permute(0, 3, 1, 2).float()
+    targets = F.one_hot(labels, 2).permute(0, 3, 1, 2).to(logits.dtype)
     p = logits.softmax(1)
     overlap, total = (p * targets).sum((0, 2, 3)), (p**2).sum((0, 2, 3)) + (targets**2).sum((0, 2, 3))
     dice = (1 - (2 * overlap + 1e-5) / (total + 1e-5)).mean()

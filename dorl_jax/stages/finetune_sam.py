@@ -23,16 +23,12 @@ from dorl_jax.errors import InputError
 from dorl_jax.files import write_text
 from dorl_jax.losses import segmentation_loss
 from dorl_jax.models import DORL_PIXEL_MEAN, DORL_PIXEL_STD, SAM_PIXEL_MEAN, SAM_PIXEL_STD, LoraSam, SamConfig
-from dorl_jax.models.compute import set_compute
 from dorl_jax.parallel import is_main, make_mesh
 from dorl_jax.stages.observing import observe_segmentation
 from dorl_jax.stages.segment import segment
 from dorl_jax.store import fingerprint
 from dorl_jax.training.checkpoints import save_model
-from dorl_jax.training.loop import train
-from dorl_jax.training.optim import adamw, make_schedule
-from dorl_jax.training.selection import freeze, show_trained
-from dorl_jax.training.settings import TrainingSettings
+from dorl_jax.training.settings import TrainingSettings, train_as_set
 
 logger = logging.getLogger(__name__)
 
@@ -96,17 +92,12 @@ def finetune_sam(manifest: Manifest, out: Path, settings: FinetuneSettings, *, p
     training, selecting = split_masked(learning, settings.validation, settings.seed + 1, least=1)
     if not training:
         raise InputError(f"finetune_sam.validation = {settings.validation} leaves no cell to train on")
+    if settings.select and not selecting:
+        raise InputError(
+            "finetune_sam.select needs cells that do not train: set finetune_sam.validation, or select = ''"
+        )
     model = _make_model(settings, training)
     config, mesh = model.config, make_mesh(settings.model_axis)
-    trainable = freeze(model, model.trainable(settings.encoder), settings.freeze)
-    show_trained(model, trainable, out)
-    schedule = make_schedule(
-        settings.schedule,
-        settings.learning_rate,
-        settings.warmup_steps,
-        settings.steps,
-        -(-len(training) // settings.batch_size),
-    )
     batches = segmentation_batches(
         training,
         config.encoder.side,
@@ -127,23 +118,20 @@ def finetune_sam(manifest: Manifest, out: Path, settings: FinetuneSettings, *, p
             selecting, config.encoder.side, config.resize, settings.batch_size, objective.of_logits, mesh
         )
     with closing(batches):
-        train(
-            set_compute(model, dtype=settings.dtype, remat=settings.remat),
-            trainable,
+        train_as_set(
+            model,
+            model.trainable(settings.encoder),
             objective,
-            adamw(schedule, settings.weight_decay, settings.decayed),
-            schedule,
             batches,
-            settings.loop("min" if settings.select == "loss" else "max"),
+            settings,
             out,
             name="fine-tuning SAM",
-            signature=settings.signature(fingerprint([cell.id for cell in training])),
             ids=[cell.id for cell in training],
+            data=fingerprint([cell.id for cell in training]),
+            mode="min" if settings.select == "loss" else "max",
             observe=observe,
-            wandb=settings.wandb,
             progress=progress,
         )
-    set_compute(model, dtype="float32", remat=False)
     if is_main():
         save_model(out / "model", model)
         _test(model, test, out, settings, progress)

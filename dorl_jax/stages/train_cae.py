@@ -19,15 +19,11 @@ from dorl_jax.errors import InputError
 from dorl_jax.losses import cae_loss
 from dorl_jax.models import Cae, CaeConfig
 from dorl_jax.models.cae import random_kept
-from dorl_jax.models.compute import set_compute
 from dorl_jax.parallel import is_main, make_mesh
 from dorl_jax.stages.observing import observe_reconstruction
 from dorl_jax.store import Places, Store, fingerprint
 from dorl_jax.training.checkpoints import save_model
-from dorl_jax.training.loop import train
-from dorl_jax.training.optim import adamw, make_schedule
-from dorl_jax.training.selection import freeze, show_trained
-from dorl_jax.training.settings import TrainingSettings
+from dorl_jax.training.settings import TrainingSettings, train_as_set
 from dorl_jax.training.step import LossFunction
 
 
@@ -75,20 +71,10 @@ def train_cae(
     cells = [manifest.cells[place] for place in training]
     number = {laboratory: index for index, laboratory in enumerate(manifest.laboratories)}
     model = Cae(config, rngs=nnx.Rngs(settings.seed))
-    trainable = freeze(model, nnx.Param, settings.freeze)
-    show_trained(model, trainable, out)
-    schedule = make_schedule(
-        settings.schedule,
-        settings.learning_rate,
-        settings.warmup_steps,
-        settings.steps,
-        -(-len(training) // settings.batch_size),
-    )
-    feature, crop = Places(store["feature"], training), Places(store["crop"], training)
     batches = array_batches(
         {
-            "feature": feature,
-            "crop": crop,
+            "feature": Places(store["feature"], training),
+            "crop": Places(store["crop"], training),
             "domain": np.array([number[cell.laboratory] for cell in cells], np.int32),
             "place": np.arange(len(cells), dtype=np.int32),
         },
@@ -108,23 +94,20 @@ def train_cae(
         make_mesh(settings.model_axis),
     )
     with closing(batches):
-        train(
-            set_compute(model, dtype=settings.dtype, remat=settings.remat),
-            trainable,
+        train_as_set(
+            model,
+            nnx.Param,
             cae_objective(config, len(number), settings.pixel_weight),
-            adamw(schedule, settings.weight_decay, settings.decayed),
-            schedule,
             batches,
-            settings.loop("max" if settings.select.startswith("ssim") else "min"),
+            settings,
             out,
             name="training CAE",
-            signature=settings.signature(fingerprint(store.signature, [cell.id for cell in cells])),
             ids=[cell.id for cell in cells],
+            data=fingerprint(store.signature, [cell.id for cell in cells]),
+            mode="max" if settings.select.startswith("ssim") else "min",
             observe=observe,
-            wandb=settings.wandb,
             progress=progress,
         )
-    set_compute(model, dtype="float32", remat=False)
     if is_main():
         save_model(out / "model", model)
         _save_samples(manifest, store, model, out)

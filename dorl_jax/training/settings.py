@@ -1,11 +1,18 @@
-"""Settings that both trainings share."""
+"""Settings that both trainings share, and a training by them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from flax import nnx
+
 from dorl_jax.config import as_tree, setting
-from dorl_jax.training.loop import LoopSettings
-from dorl_jax.training.step import StepSettings
+from dorl_jax.models.compute import set_compute
+from dorl_jax.training.loop import BatchIterator, LoopSettings, Observation, train
+from dorl_jax.training.optim import adamw, make_schedule
+from dorl_jax.training.selection import freeze, show_trained
+from dorl_jax.training.step import LossFunction, StepSettings
 
 # Whatever these are, the same parameters are trained: a training may go on with others.
 INDIFFERENT = ("workers", "wandb", "keep", "log_every")
@@ -47,31 +54,71 @@ class TrainingSettings:
     workers: int = setting(-1, "processes that prepare batches ahead; 0 for threads, -1 for half the cores")
     seed: int = setting(0, "seed of weights, order and everything that is drawn")
 
-    def loop(self, mode: Literal["max", "min"]) -> LoopSettings:
-        """Those of the loop.
 
-        Args:
-          mode: whether the greatest or the least of `select` is best.
-        """
-        return LoopSettings(
-            steps=self.steps,
-            log_every=self.log_every,
-            checkpoint_every=self.checkpoint_every,
-            seed=self.seed,
-            keep=self.keep,
-            select=self.select,
-            mode=mode,
-            patience=self.patience,
-            divergence=self.divergence,
-            model_axis=self.model_axis,
-            step=StepSettings(self.accumulate, self.average),
-        )
+def train_as_set(
+    model: nnx.Module,
+    trainable: nnx.filterlib.Filter,
+    objective: LossFunction,
+    batches: BatchIterator,
+    settings: TrainingSettings,
+    out: Path,
+    *,
+    name: str,
+    ids: Sequence[str],
+    data: str,
+    mode: Literal["max", "min"],
+    observe: Callable[[Any], Observation] | None,
+    progress: bool,
+) -> None:
+    """Train the model in place as the settings say (see `loop.train`), and leave it computing in float32.
 
-    def signature(self, data: str) -> dict[str, Any]:
-        """What a training shares with the checkpoints it goes on from.
+    Args:
+      model, trainable, objective, batches, name, observe, progress: as for `loop.train`; of what trains
+        `settings.freeze` is taken away.
+      settings: see there.
+      out: folder of the training; the table of what trains goes there, too.
+      ids: of the cells it learns from.
+      data: fingerprint of all that it learns from.
+      mode: whether the greatest or the least of `settings.select` is best.
 
-        Args:
-          data: fingerprint of the cells it learns from.
-        """
-        tree = {name: value for name, value in as_tree(self).items() if name not in INDIFFERENT}
-        return tree | {"data": data}
+    Raises:
+      InputError, Interrupted: see `loop.train`; a pattern of `settings.freeze` that matches nothing.
+    """
+    left = freeze(model, trainable, settings.freeze)
+    show_trained(model, left, out)
+    epoch_steps = -(-len(ids) // settings.batch_size)
+    schedule = make_schedule(
+        settings.schedule, settings.learning_rate, settings.warmup_steps, settings.steps, epoch_steps
+    )
+    loop = LoopSettings(
+        steps=settings.steps,
+        log_every=settings.log_every,
+        checkpoint_every=settings.checkpoint_every,
+        seed=settings.seed,
+        keep=settings.keep,
+        select=settings.select,
+        mode=mode,
+        patience=settings.patience,
+        divergence=settings.divergence,
+        model_axis=settings.model_axis,
+        step=StepSettings(settings.accumulate, settings.average),
+    )
+    signature = {key: value for key, value in as_tree(settings).items() if key not in INDIFFERENT}
+    set_compute(model, dtype=settings.dtype, remat=settings.remat)
+    train(
+        model,
+        left,
+        objective,
+        adamw(schedule, settings.weight_decay, settings.decayed),
+        schedule,
+        batches,
+        loop,
+        out,
+        name=name,
+        signature=signature | {"data": data},
+        ids=ids,
+        observe=observe,
+        wandb=settings.wandb,
+        progress=progress,
+    )
+    set_compute(model, dtype="float32", remat=False)

@@ -32,7 +32,8 @@ def run(name, model, trainable, objective, arrays):
     batches = array_batches(arrays, 8, seed=3)
     train(model, trainable, objective, adamw(schedule, 0.1), schedule, batches, settings, folder / name, name=name,
           progress=False)
-    np.savez(folder / f"{name}.npz", *map(np.asarray, jax.tree.leaves(nnx.state(model, nnx.Param))))
+    state = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    np.savez(folder / f"{name}.npz", **{".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in state})
     return model
 
 sam = lora_sam(LoraConfig(rank=2))
@@ -57,7 +58,11 @@ print(jax.device_count())
 """
 
 
-def train(folder: Path, devices: int, model_axis: int) -> dict[str, list]:
+# No loss depends on it, for it shifts all means alike: its gradient is rounding, which AdamW scales up.
+BLIND = "projector.bias"
+
+
+def train(folder: Path, devices: int, model_axis: int) -> dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]:
     folder.mkdir()
     tests = Path(__file__).parents[1]
     environment = {
@@ -76,7 +81,7 @@ def train(folder: Path, devices: int, model_axis: int) -> dict[str, list]:
         kept = [i for i, column in enumerate(columns) if column in ("loss", "dice", "discrepancy", "mse", "ssim")]
         losses = np.array([[float(line.split(",")[i]) for i in kept] for line in lines[1:]])
         with np.load(folder / f"{name}.npz") as arrays:
-            out[name] = [losses, *(arrays[key] for key in arrays.files)]
+            out[name] = losses, {key: arrays[key] for key in arrays.files if key != BLIND}
     return out
 
 
@@ -85,10 +90,13 @@ def test_the_number_of_devices_does_not_matter(tmp_path: Path) -> None:
     expected = train(tmp_path / "one", 1, 1)
     for devices, model_axis in ((2, 1), (8, 1), (8, 2)):
         found = train(tmp_path / f"{devices}_{model_axis}", devices, model_axis)
-        for name, (losses, *parameters) in expected.items():
+        for name, (losses, parameters) in expected.items():
             assert losses.shape[0] == 10
             assert np.ptp(losses[:, 0]) > 0.01
             # Ten steps of losses that look across the batch: overlaps (Dice), means of laboratories.
             np.testing.assert_allclose(found[name][0], losses, rtol=1e-5, atol=2e-6, err_msg=f"{name}, {devices}")
-            for ours, theirs in zip(found[name][1:], parameters, strict=True):
-                np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4, err_msg=f"{name}, {devices}")
+            assert found[name][1].keys() == parameters.keys()
+            for key, values in parameters.items():
+                np.testing.assert_allclose(
+                    found[name][1][key], values, rtol=1e-4, atol=1e-4, err_msg=f"{name}.{key}, {devices}"
+                )

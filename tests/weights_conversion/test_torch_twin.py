@@ -1,4 +1,7 @@
-"""LoRA-SAM against a PyTorch twin, live, on weights that keep every attention in its working range."""
+"""LoRA-SAM against a PyTorch twin, live, on weights that keep every attention in its working range.
+
+The twin itself against what was recorded from the original code comes first.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +26,42 @@ def weights(golden):
 @pytest.fixture(scope="module")
 def images():
     return np.random.RandomState(7).randint(0, 256, (2, 224, 224, 3)).astype(np.uint8)
+
+
+def test_the_twin_gives_what_was_recorded(golden):
+    """Bounds of the masks and of later losses as in `test_golden_lora_sam.py`, and for its reason."""
+    import torch_twin
+
+    recorded, steps = (np.load(golden / f"dorl_vit_b_224{part}.npz") for part in ("", "_finetune"))
+    norms = dict(zip(steps["grad_names"].tolist(), steps["grad_norms"].tolist(), strict=True))
+    labels = torch.tensor(steps["labels56"]).long()
+    parameters = torch_twin.parameters(sam_state_dict(golden), lora_state_dict(golden))
+    table = parameters["image_encoder.pos_embed"].numpy()[0, :, :, ::16]
+    assert deviation(table, recorded["pos_embed_s16"]) < 1e-6
+    assert deviation(parameters["image_encoder.blocks.2.attn.rel_pos_h"].numpy(), recorded["rel_pos_h_block2"]) < 1e-6
+    trained = [tensor for tensor in parameters.values() if tensor.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1)
+    curve = []
+    for index in range(4):
+        out = torch_twin.lora_sam(parameters, recorded["images"], DORL_PIXEL_MEAN, DORL_PIXEL_STD)
+        loss = torch_twin.segmentation_loss(out["low_res_logits"], labels)
+        curve.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        if index == 0:
+            found = {name: value.detach().numpy() for name, value in out.items()}
+            assert deviation(found["feature"][0], recorded["encoder_feature0"]) < 5e-6
+            assert deviation(found["feature"][1, ::4], recorded["encoder_feature1_s4"]) < 5e-6
+            assert deviation(found["low_res_logits"], recorded["low_res_logits"]) < 2e-3
+            assert deviation(found["iou"], recorded["iou"]) < 2e-3
+            for name, norm in norms.items():
+                gradient = parameters[name].grad
+                assert (gradient is None) == (norm == 0), name  # AdamW leaves such a tensor alone
+                if gradient is not None:
+                    np.testing.assert_allclose(gradient.norm().item(), norm, rtol=3e-2, atol=1e-6, err_msg=name)
+        optimiser.step()
+    np.testing.assert_allclose(curve[0], steps["loss_ce_dice"][0, 0], rtol=1e-5)
+    np.testing.assert_allclose(curve, steps["loss_ce_dice"][:, 0], rtol=3e-2)
 
 
 def test_outputs(weights, images):

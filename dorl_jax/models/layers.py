@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +99,7 @@ def attend(
 def run_blocks(blocks: Iterable[nnx.Module], x: Array, remat: bool) -> Array:
     """One block behind the other; with `remat` their inside is computed again in the backward pass, not kept."""
     for block in blocks:
-        x = _recomputed(block, x) if remat else block(x)  # type: ignore[operator]
+        x = _recomputed(block, x) if remat else block(x)
     return x
 
 

@@ -11,10 +11,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dorl_jax import __version__, config, data_command
 from dorl_jax.errors import InputError
+from dorl_jax.parallel import initialise, is_main
 from dorl_jax.stages.run import SETTINGS_FILE, STAGES, RunSettings, Stage, open_run, run_stages
 from dorl_jax.training.stopping import Interrupted
 from weights_conversion import command
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_stages(options: argparse.Namespace) -> None:
+    _join(options)
     overrides = _overrides(options)
     source = options.config or (options.run / SETTINGS_FILE if options.run else None)
     if source is None:
@@ -52,15 +55,27 @@ def _run_stages(options: argparse.Namespace) -> None:
     folder = options.run or Path("runs") / Path(source).stem
     settings = config.load(RunSettings, source, overrides)
     run = open_run(folder, settings, redo=options.redo, progress=not options.quiet)
-    _log_to(run.folder / "log.txt", quiet=options.quiet)
+    quiet = options.quiet or not is_main()
+    _log_to(run.folder / ("log.txt" if is_main() else f"log_{jax.process_index()}.txt"), quiet=quiet)
     # the redirection keeps log lines apart from bars, but forgets the level; without bars it is not needed
-    with nullcontext() if options.quiet else logging_redirect_tqdm([logger]):
+    with nullcontext() if quiet else logging_redirect_tqdm([logger]):
         run_stages(run, None if options.stage == "run" else [options.stage])
+    if not is_main():
+        return
     table = run.folder / "evaluation" / "table.md"
     if options.stage in ("run", "evaluate"):
         print(table.read_text())
     if options.stage in ("run", "report"):
         print(f"The page of pictures: {run.folder / 'report.html'}")
+
+
+def _join(options: argparse.Namespace) -> None:
+    """Become one of several processes, if that is asked for; JAX must not have been used before."""
+    told = (options.coordinator, options.processes, options.process)
+    if options.distributed and any(value is not None for value in told):
+        raise InputError("--distributed asks the cluster what --coordinator, --processes and --process say: drop one")
+    if options.distributed or any(value is not None for value in told):
+        initialise(*told)
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, str]:
@@ -118,6 +133,13 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--redo", metavar="STAGE", help="remove what this stage and those behind it wrote, first")
     command.add_argument("--quiet", action="store_true", help="no progress bars, warnings only")
+    hosts = command.add_argument_group("several processes", "the same command on every host (see docs/hosts.md)")
+    hosts.add_argument(
+        "--distributed", action="store_true", help="the cluster tells: TPU, GKE, Slurm, Open MPI, JobSet"
+    )
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="without a cluster: process 0, and a free port there")
+    hosts.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    hosts.add_argument("--process", type=int, metavar="I", help="number of this one, 0 to N - 1")
 
 
 def _add_settings(command: argparse.ArgumentParser, stage: Stage) -> None:

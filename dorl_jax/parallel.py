@@ -1,18 +1,30 @@
-"""Devices: the mesh, and where arrays live on it. The only file that knows how many devices there are."""
+"""Devices and processes: how they find each other, the mesh, and where arrays live on it.
 
+The only file that knows how many there are.
+"""
+
+import logging
 import math
 import resource
+import socket
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dorl_jax.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
+# What `done_by_main` tells of work that was not done.
+_FAILED = -1
 
 
 def make_mesh(model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -42,7 +54,16 @@ def parameter_shardings(tree: Any, mesh: Mesh) -> Any:
 
 def place(tree: T, mesh: Mesh) -> T:
     """The tree with every array where `parameter_shardings` says; all processes give the same values."""
-    return jax.device_put(tree, parameter_shardings(tree, mesh))
+    shardings = parameter_shardings(tree, mesh)
+    return (
+        jax.tree.map(_from_every_process, tree, shardings) if several_processes() else jax.device_put(tree, shardings)
+    )
+
+
+def _from_every_process(array: Any, sharding: NamedSharding) -> jax.Array:
+    # device_put refuses an array that is bound to a device, as those of a loaded model are.
+    values = np.asarray(array)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
 def partition(shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
@@ -96,9 +117,97 @@ def local_copy(tree: T, mesh: Mesh) -> T:
     return jax.tree.map(lambda x: x.addressable_data(0), whole)
 
 
+def initialise(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None, timeout: int = 300
+) -> None:
+    """Make this process one of a run over several, before anything else is asked of JAX.
+
+    Without arguments the cluster tells them: Cloud TPU, GKE, Slurm, Open MPI, Kubernetes (JobSet).
+
+    Args:
+      coordinator: HOST:PORT of process 0, by which all find each other; the port must be free there.
+      processes: how many there are.
+      process: number of this one, 0..processes - 1.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      InputError: some of the arguments but not all, a number out of range, a port that is taken, nobody at the address
+        in time, or no cluster that JAX knows. Process 0, in whose time the others do not come, is ended by JAX.
+    """
+    given = {"coordinator": coordinator, "processes": processes, "process": process}
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise InputError(f"{' and '.join(missing)} missing: give coordinator, processes and process, or none of them")
+    if coordinator is not None and not _is_address(coordinator):
+        raise InputError(f"coordinator {coordinator!r}: expected HOST:PORT, of process 0 and a free port there")
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise InputError(f"process {process} of {processes}: expected a number from 0 to {processes - 1}")
+    if coordinator is not None and process is not None:
+        _try(coordinator, process, timeout)
+    # JAX itself ends a process whose partners do not come, in words of its own.
+    warning = threading.Timer(timeout, _say_who_is_missing, [process, timeout])
+    warning.daemon = True
+    warning.start()
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            # What is given is not to be mixed with what a cluster says.
+            cluster_detection_method="deactivate" if coordinator else None,
+            initialization_timeout=timeout + 5,
+            # Who fails alone waits this long for the others, which wait for it in the middle of a computation; then all
+            # of them are ended. Who ends well does so together with the others.
+            shutdown_timeout_seconds=30,
+        )
+    except (ValueError, RuntimeError) as error:
+        if coordinator is not None:
+            raise
+        raise InputError(
+            f"no cluster tells which processes belong together: {error} JAX asks Cloud TPU, GKE, Slurm, Open MPI and "
+            "Kubernetes; elsewhere give coordinator, processes and process"
+        ) from error
+    finally:
+        warning.cancel()
+
+
+def several_processes() -> bool:
+    """Whether this is a run of several processes; with one, JAX is not woken to tell."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes what all share."""
-    return jax.process_index() == 0
+    return not several_processes() or jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Wait until all processes are here; with one process nothing is done."""
+    if several_processes():
+        multihost_utils.sync_global_devices(name)
+
+
+def done_by_main(work: Callable[[], int | None]) -> int:
+    """The number (0 for None) that process 0 comes to; all others wait for it.
+
+    Args:
+      work: done by process 0 alone; a number that it gives is 0 or more.
+
+    Raises:
+      InputError: on the other processes, where the work failed; process 0 raises what the work raised.
+    """
+    if not several_processes():
+        return work() or 0
+    found = _FAILED
+    try:
+        if is_main():
+            found = work() or 0
+    finally:
+        # Also of a failure: the others would wait for ever.
+        told = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+    if told == _FAILED:
+        raise InputError("process 0 failed; its log says why")
+    return told
 
 
 def memory_in_use() -> dict[str, float]:
@@ -110,3 +219,40 @@ def memory_in_use() -> dict[str, float]:
     # Kilobytes on Linux, bytes on macOS.
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return {"memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isdecimal() and 0 < int(port) < 2**16
+
+
+def _try(coordinator: str, process: int, timeout: int) -> None:
+    """Refuse an address at which JAX would not come back: a port that is taken, or where nobody answers."""
+    host, _, port = coordinator.rpartition(":")
+    if process == 0:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", int(port)))
+            except OSError as error:
+                raise InputError(f"coordinator {coordinator}: {error.strerror}; take another port") from error
+        return
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise InputError(
+                    f"process {process} found nobody at {coordinator} within {timeout} s ({error.strerror or error}): "
+                    "start process 0 with the same address, and let its port through"
+                ) from error
+        time.sleep(0.5)
+
+
+def _say_who_is_missing(process: int | None, timeout: int) -> None:
+    own = "this process" if process is None else f"process {process}"
+    logger.error(
+        "%s waited %d s for the others: start all of them, with the same address and number of processes", own, timeout
+    )

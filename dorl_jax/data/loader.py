@@ -68,10 +68,9 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
-            own = self._rows[self._place + self._share.index :: self._share.count]
-            self._iterator = _ahead(
-                own.batch(self._batch_size // self._share.count, drop_remainder=True), self._workers
-            )
+            # Blocks, not every so many rows: the shares behind each other are the batch in the order of one process.
+            blocks = self._rows[self._place :].batch(self._batch_size // self._share.count, drop_remainder=True)
+            self._iterator = _ahead(blocks[self._share.index :: self._share.count], self._workers)
             # Workers end with this object, or before the interpreter does.
             self._closing = weakref.finalize(self, self._iterator.close)
         batch = _own(next(self._iterator))

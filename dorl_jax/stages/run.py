@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dorl_jax import __version__, config
 from dorl_jax.data.manifest import Manifest, load_cells
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import write_text
+from dorl_jax.parallel import done_by_main, is_main
 from dorl_jax.stages.embed import EmbedSettings, embed
 from dorl_jax.stages.evaluate import EvaluateSettings, evaluate
 from dorl_jax.stages.extract import ExtractSettings, extract
@@ -50,6 +52,8 @@ class Stage:
       folder: what it writes, in the run folder.
       about: one sentence.
       work: does it.
+      everywhere: whether all processes of a run over several do it together; otherwise process 0 does, and the others
+        wait.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Stage:
     folder: str
     about: str
     work: Callable[["Run"], Any]
+    everywhere: bool = False
 
 
 class Run:
@@ -127,9 +132,9 @@ def _report(run: Run) -> Any:
 
 STAGES = (
     Stage("prepare", "data", "data", "Read and check the cells of all laboratories.", _prepare),
-    Stage("finetune-sam", "finetune_sam", "finetune_sam", "Teach SAM to segment cells.", _finetune_sam),
+    Stage("finetune-sam", "finetune_sam", "finetune_sam", "Teach SAM to segment cells.", _finetune_sam, True),
     Stage("extract", "extract", "extract", "Compute features, masks and crops of all cells.", _extract),
-    Stage("train-cae", "train_cae", "train_cae", "Train the cross-domain autoencoder.", _train_cae),
+    Stage("train-cae", "train_cae", "train_cae", "Train the cross-domain autoencoder.", _train_cae, True),
     Stage("embed", "embed", "embed", "Compute one vector a cell.", _embed),
     Stage("evaluate", "evaluate", "evaluation", "Test classifiers from every laboratory to every other.", _evaluate),
     Stage("report", None, "report", "Write the page of tables and pictures.", _report),
@@ -157,35 +162,57 @@ def open_run(folder: Path, settings: RunSettings, *, redo: str | None = None, pr
     if redo is not None and redo not in names:
         raise InputError(f"no stage {redo!r}; there are: {', '.join(names)}")
     kept = len(STAGES) if redo is None else names.index(redo)
-    run = Run(folder, settings, progress=progress)
-    _refuse_other_settings(run, STAGES[:kept])
-    _forget(folder, STAGES[kept:])
-    config.save(settings, folder / SETTINGS_FILE)
+    run = Run(folder, settings, progress=progress and is_main())
+
+    def prepare_folder() -> None:
+        _refuse_other_settings(run, STAGES[:kept])
+        _forget(folder, STAGES[kept:])
+        config.save(settings, folder / SETTINGS_FILE)
+
+    done_by_main(prepare_folder)
     return run
 
 
 def run_stages(run: Run, names: list[str] | None = None) -> None:
     """Do the named stages, or all, in order; a stage that is done is skipped.
 
+    With several processes all of them call this. What to do is for process 0 to tell, so that none goes by a file that
+    it sees earlier or later than the others.
+
     Raises:
-      InputError: a stage that must come first is not done, or what a stage itself refuses.
+      InputError: a stage that must come first is not done, or what a stage itself refuses; on the other processes, that
+        process 0 failed.
     """
     chosen = [stage for stage in STAGES if names is None or stage.name in names]
     for stage in chosen:
-        for earlier in STAGES[: STAGES.index(stage)]:
-            if not _is_done(run, earlier):
-                raise InputError(
-                    f"{stage.name} needs what {earlier.name} writes: dorl-jax {earlier.name} --run {run.folder}"
-                )
-        if _is_done(run, stage):
-            logger.info("%s: done already", stage.name)
+        if not done_by_main(partial(_begin, run, stage)):
             continue
-        logger.info("%s: %s", stage.name, stage.about)
-        _write_state(run, stage, done=False)
         start = time.perf_counter()
+        if stage.everywhere:
+            stage.work(run)
+        done_by_main(partial(_end, run, stage, start))
+
+
+def _begin(run: Run, stage: Stage) -> bool:
+    """Whether there is anything to do."""
+    for earlier in STAGES[: STAGES.index(stage)]:
+        if not _is_done(run, earlier):
+            raise InputError(
+                f"{stage.name} needs what {earlier.name} writes: dorl-jax {earlier.name} --run {run.folder}"
+            )
+    if _is_done(run, stage):
+        logger.info("%s: done already", stage.name)
+        return False
+    logger.info("%s: %s", stage.name, stage.about)
+    _write_state(run, stage, done=False)
+    return True
+
+
+def _end(run: Run, stage: Stage, start: float) -> None:
+    if not stage.everywhere:
         stage.work(run)
-        _write_state(run, stage, done=True)
-        logger.info("%s: %.0f s", stage.name, time.perf_counter() - start)
+    _write_state(run, stage, done=True)
+    logger.info("%s: %.0f s", stage.name, time.perf_counter() - start)
 
 
 def _forget(folder: Path, stages: Sequence[Stage]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import msgspec
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
@@ -15,6 +16,7 @@ from dorl_jax.files import write_text
 from dorl_jax.models import Cae, CaeConfig, ConvAutoencoder, ConvAutoencoderConfig, LoraSam, Sam, SamConfig
 from dorl_jax.models.abstract import abstract_model
 from dorl_jax.models.lora import is_merged
+from dorl_jax.parallel import is_main
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -46,20 +48,29 @@ MODELS = {
 def save_model(folder: Path, model: nnx.Module) -> None:
     """Write a model: its weights (Orbax) and `model.json`, its shape. An older model there is replaced.
 
+    In a run of several processes process 0 calls this, and waits for no other.
+
     Args:
       folder: made if it is not there.
-      model: one of `MODELS`.
+      model: one of `MODELS`, whole in this process (see `parallel.local_copy`).
 
     Raises:
-      ValueError: its LoRA is merged, which a checkpoint has no place for; another kind of model.
+      ValueError: its LoRA is merged, which a checkpoint has no place for; another kind of model; parameters of which
+        other processes hold a part; not process 0.
     """
     if type(model).__name__ not in MODELS:
         raise ValueError(f"a {type(model).__name__} is none of the models that are saved: {', '.join(MODELS)}")
     if is_merged(model):
         raise ValueError("a merged model is not saved: call unmerge() first")
+    if not is_main():
+        raise ValueError("process 0 saves the model, the others do not")  # Orbax would write nothing, and say nothing
+    weights = _pure(nnx.state(model))
+    if not all(array.is_fully_addressable for array in jax.tree.leaves(weights) if isinstance(array, jax.Array)):
+        raise ValueError("a model that several processes hold together is not saved: take a local_copy() first")
     folder.mkdir(parents=True, exist_ok=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.absolute() / "weights", _pure(nnx.state(model)), force=True)
+    with _alone() as checkpointer:
+        # In a run of several processes Orbax refuses arrays on the device of one; on the host they are as good.
+        checkpointer.save(folder.absolute() / "weights", jax.tree.map(np.asarray, weights), force=True)
     described = {"kind": type(model).__name__, "config": msgspec.to_builtins(vars(model)["config"])}
     write_text(folder / "model.json", json.dumps(described, indent=2) + "\n")
 
@@ -112,10 +123,19 @@ def _load(folder: Path, make: Callable[[nnx.Rngs], Any]) -> Any:
     graph, state = nnx.split(abstract_model(make))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _pure(state))
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _alone() as checkpointer:
         _compare(weights, _shapes(checkpointer.metadata(weights).item_metadata.tree), _shapes(expected))
         nnx.replace_by_pure_dict(state, checkpointer.restore(weights, expected))
     return nnx.merge(graph, state)
+
+
+def _alone() -> ocp.StandardCheckpointer:
+    """Writes and reads in this process, whatever the others of the run do meanwhile."""
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def _pure(state: nnx.State) -> dict[str, Any]:

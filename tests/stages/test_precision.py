@@ -32,7 +32,7 @@ def curve(folder: Path) -> np.ndarray:
 def test_loss_curves_within_one_percent(cells: Manifest, tmp_path: Path) -> None:
     usual = {"steps": 40, "batch_size": 8, "log_every": 5, "warmup_steps": 8, "checkpoint_every": 100}
     for dtype in ("float32", "bfloat16"):
-        settings = FinetuneSettings(dtype=dtype, validation=0.0, select="", image_size=64, **usual)
+        settings = FinetuneSettings(dtype=dtype, learning_rate=2e-4, validation=0.0, select="", image_size=64, **usual)
         model = finetune_sam(cells, tmp_path / "sam" / dtype, settings, progress=False)
         assert model.sam.image_encoder.patch_embed.kernel[...].dtype == np.float32
     store = tmp_path / "extract" / "store"

@@ -18,6 +18,7 @@ SETTINGS = """
 synthetic_cells = 5
 
 [finetune_sam]
+image_size = 64
 steps = 9
 batch_size = 4
 warmup_steps = 1

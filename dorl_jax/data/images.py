@@ -1,6 +1,7 @@
 """Pictures and masks from files, parts of pictures and records, and to another size."""
 
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -142,15 +143,32 @@ def _read_bytes(source: str | ImageSource) -> tuple[bytes, str]:
         return read_record(source), str(source)
     path = str(source.path if isinstance(source, Part) else source)
     try:
-        if not os.path.isfile(path):
-            raise ImageError(f"no image file at {path}")
-        with open(path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MOST_BYTES:
-                raise ImageError(f"{path} has {size} bytes, more than {MOST_BYTES}")
-            return file.read(), str(source)
+        # Not to wait where it is a pipe. Where files are small, Python's file objects take longer than reading.
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            status = os.fstat(file)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(f"no image file at {path}")
+            if status.st_size > MOST_BYTES:
+                raise ImageError(f"{path} has {status.st_size} bytes, more than {MOST_BYTES}")
+            return _read_all(file, status.st_size), str(source)
+        finally:
+            os.close(file)
+    except FileNotFoundError as error:
+        raise ImageError(f"no image file at {path}") from error
     except OSError as error:
         raise ImageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_all(file: int, size: int) -> bytes:
+    data = os.read(file, size + 1)
+    if len(data) == size:
+        return data
+    # Less at a time from some file systems, or a file that grows.
+    parts = [data]
+    while parts[-1] and sum(map(len, parts)) <= MOST_BYTES:
+        parts.append(os.read(file, 1 << 20))
+    return b"".join(parts)
 
 
 def _open(data: bytes, name: str) -> Picture:

@@ -264,7 +264,7 @@ def why_unusable(
 
 
 def read_pair(
-    image_source: ImageSource, mask_source: ImageSource
+    image_source: str | ImageSource, mask_source: str | ImageSource
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
     """An image and its mask at their own size.
 

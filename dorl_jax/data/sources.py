@@ -54,8 +54,6 @@ ImageSource = Path | Part | Record
 
 def parse_source(text: str) -> ImageSource:
     """The source that `str` turned into text."""
-    if "#" not in text:
-        return Path(text)
     if match := _RECORD.fullmatch(text):
         return Record(Path(match["folder"]), match["split"], int(match["place"]), match["field"])
     if match := _PART.fullmatch(text):

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import os
 import struct
 import sys
 import tracemalloc
@@ -594,11 +595,25 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path = tmp_path / "a.tif"
     Image.fromarray(SCENE).save(path)
     opened = []
-    real = open
-    monkeypatch.setattr("builtins.open", lambda name, *args, **more: opened.append(name) or real(name, *args, **more))
-    monkeypatch.setattr(Path, "open", None)
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda name, *args: opened.append(name) or real(name, *args))
+    monkeypatch.setattr("builtins.open", None)
     np.testing.assert_array_equal(read_image(str(path)), SCENE)
     assert opened == [str(path)]
+
+
+def test_a_pipe_is_no_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ImageError, match="no image file at .*pipe"):
+        read_image(tmp_path / "pipe")
+
+
+def test_a_file_that_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(SCENE).save(path)
+    real = os.read
+    monkeypatch.setattr(os, "read", lambda file, size: real(file, min(size, 100)))
+    np.testing.assert_array_equal(read_image(path), SCENE)
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -608,7 +623,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(ImageError, match=r"a\.png cannot be read: Permission denied"):
         read_image(path)
 

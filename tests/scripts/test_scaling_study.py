@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from flax import nnx
 from hlo_collectives import Collective, collectives, estimated_cycles
@@ -30,10 +31,10 @@ def study(*options: str) -> list[dict]:
 def trained_numbers(variant: str, step: str) -> int:
     if step == "cae":
         model = abstract_model(lambda rngs: Cae(CaeConfig.preset(variant), rngs=rngs))
-        return sum(leaf.size for leaf in nnx.to_leaves(nnx.state(model, nnx.Param)))
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     size = 112 if variant == "tiny" else 224
     sam = abstract_model(lambda rngs: LoraSam(SamConfig.preset(variant, size), LoraConfig(), rngs=rngs))
-    return sum(leaf.size for leaf in nnx.to_leaves(nnx.state(sam, sam.trainable("lora"))))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(sam, sam.trainable("lora"))))
 
 
 # Beside the gradients. Fine-tuning: of Dice, for both classes, the overlap and the two sums of squares, and of

@@ -68,7 +68,7 @@ def test_what_trains(tuned):
     assert "sam.mask_decoder.transformer.layers.1.mlp.lin2.bias" in trained
     assert not any("iou_prediction_head" in name or "point_embeddings" in name for name in trained)
     assert "sam.image_encoder.neck.conv2.kernel" in names(tuned, "full")
-    with pytest.raises(ValueError, match="'lora' or 'full'"):
+    with pytest.raises(ValueError, match="'lora', 'lora_only' or 'full'"):
         tuned.trainable("all")
 
 

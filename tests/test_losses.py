@@ -102,3 +102,19 @@ def test_cae_loss_is_the_sum_of_its_parts():
     mse = ((out["feature"] - features) ** 2).mean()
     expected = 1 - ssim(out["image"], images) + 2 * (by_hand(out["projection"], domains) + 0.5 * mse)
     np.testing.assert_allclose(losses["loss"], expected, rtol=1e-5)
+
+
+def test_weights_of_classes_by_loops():
+    rng = np.random.default_rng(5)
+    logits, labels = rng.standard_normal((2, 3, 4, 2)).astype(np.float32), rng.integers(0, 2, (2, 3, 4))
+    weights = (0.5, 2.0)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    total = sum(weights[k] for k in labels.ravel())
+    ce = -sum(weights[labels[i]] * np.log(p[i][labels[i]]) for i in np.ndindex(labels.shape)) / total
+    dice = 0.0
+    for k, weight in enumerate(weights):
+        t = labels == k
+        dice += weight * (1 - (2 * p[..., k][t].sum() + 1e-5) / ((p[..., k] ** 2).sum() + t.sum() + 1e-5)) / 2
+    found = segmentation_loss(jnp.asarray(logits), jnp.asarray(labels), 0.8, weights)
+    np.testing.assert_allclose([found["ce"], found["dice"]], [ce, dice], rtol=1e-5)
+    np.testing.assert_allclose(found["loss"], 0.2 * ce + 0.8 * dice, rtol=1e-5)

@@ -201,7 +201,6 @@ def train(
             return known.judge(shown.numbers, settings)
 
         def save(done: int, best: bool) -> None:
-            watch.check(checkpoints.newest())  # never keep what comes of a broken step
             known.data = batches.get_state()
             checkpoints.save(done, state, vars(known), best=best)
 
@@ -224,12 +223,11 @@ def train(
                     bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
                     images, since = 0, time.perf_counter()
                 asked = stop.reached(done)
-                if last or done % settings.checkpoint_every == 0:
-                    watch.check(checkpoints.newest())
-                    save(done, look(done))
+                due = last or done % settings.checkpoint_every == 0
+                if due or asked:
+                    watch.check(checkpoints.newest())  # never keep what comes of a broken step
+                    save(done, best=due and look(done))
                     images, since = 0, time.perf_counter()
-                elif asked:
-                    save(done, best=False)
                 if known.ended:
                     logger.info("%s: ends behind step %d: no better %s since", name, done, settings.select)
                     break

@@ -135,8 +135,13 @@ def race(cells: list[Cell], built: list[Cell], ready: list[Cell], options: argpa
     rows = []
     parts = (cells, built, ready)
     tasks = {"images": parts, "pairs": tuple([cell for cell in part if cell.mask] for part in parts)}
-    for task, (files, packed, sized) in tasks.items():
+    warm = 3 * max(1, workers)
+    for task, members in tasks.items():
         pairs = task == "pairs"
+        # Over and over, so that a round lasts for seconds.
+        files, packed, sized = (
+            list(itertools.islice(itertools.cycle(part), (options.batches + warm) * BATCH)) for part in members
+        )
         contestants: dict[str, Callable[[], Iterator[Any]]] = {
             "dorl_jax, files": lambda files=files, pairs=pairs: our_batches(files, pairs, workers),  # type: ignore[misc]
             "dorl_jax, built": lambda packed=packed, pairs=pairs: our_batches(packed, pairs, workers),  # type: ignore[misc]
@@ -146,12 +151,10 @@ def race(cells: list[Cell], built: list[Cell], ready: list[Cell], options: argpa
             contestants["PyTorch + Pillow, files"] = lambda files=files, pairs=pairs: torch_batches(  # type: ignore[misc]
                 files, pairs, workers
             )
-        warm = 3 * max(1, workers)
-        count = min(options.batches, len(files) // BATCH - warm)
         rates: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in tqdm(range(options.rounds), task, unit="round"):
             for name, make in contestants.items():
-                rates[name].append(rate(make, count, warm))
+                rates[name].append(rate(make, options.batches, warm))
         peer = rates.get("PyTorch + Pillow, files")
         for name, values in rates.items():
             ratios = [own / other for own, other in zip(values, peer, strict=True)] if peer else []
@@ -205,7 +208,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of laboratories; default: DORL_JAX_DATA, or drawn ones")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batches", type=int, default=80, help="batches counted in a round")
+    parser.add_argument("--batches", type=int, default=300, help="batches counted in a round")
     parser.add_argument("--out", type=Path, help="folder for loader.csv")
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

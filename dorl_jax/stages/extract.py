@@ -46,9 +46,10 @@ def extract(
 ) -> Store:
     """Run the segmenter over all cells.
 
-    Writes `out/store` with the fields "feature" (grid, grid, C), "crop" uint8 (S, S, 3), the cell alone on grey, and
-    "empty" bool, True where no mask was found and the crop is the whole image; and `out/samples.npz` (pictures). A
-    killed run goes on behind its last shard.
+    Writes `out/store` with the fields "feature" (grid, grid, C), "crop" uint8 (S, S, 3), the cell alone on grey,
+    "foreground" uint8 (grid, grid), how much of each token is cell, and "empty" bool, True where no mask was found and
+    crop and foreground are of the whole image (see `cut.CutCells`); and `out/samples.npz` (pictures). A killed run goes
+    on behind its last shard.
 
     Args:
       manifest: the cells.
@@ -74,21 +75,21 @@ def extract(
     cells = [manifest.cells[place] for _, places in missing for place in places]
     rows = _rows(model, cells, crop_size, settings, done=len(ids) - len(cells), progress=progress)
     for number, places in missing:
-        feature, crop, empty = zip(*islice(rows, len(places)), strict=True)
-        arrays = {"feature": np.stack(feature).astype(dtype), "crop": np.stack(crop), "empty": np.array(empty)}
+        feature, crop, foreground, empty = map(np.stack, zip(*islice(rows, len(places)), strict=True))
+        arrays = {"feature": feature.astype(dtype), "crop": crop, "foreground": foreground, "empty": empty}
         writer.write(number, arrays)
     store = Store(out / "store")
-    empty = sum(bool(store["empty"][place]) for place in range(len(store)))
-    if empty:
-        logger.warning("no mask found in %d of %d cells; their whole image is used", empty, len(ids))
+    without = sum(bool(store["empty"][place]) for place in range(len(store)))
+    if without:
+        logger.warning("no mask found in %d of %d cells; their whole image is used", without, len(ids))
     _save_samples(manifest, model, out, settings)
     return store
 
 
 def _rows(
     model: LoraSam, cells: Sequence[Cell], crop_size: int, settings: ExtractSettings, *, done: int, progress: bool
-) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-    """Feature, crop and whether no mask was found, of every cell in order.
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Feature, crop, foreground and whether no mask was found, of every cell in order.
 
     Cells are decoded, and cut out, by workers while the device computes other batches.
     """
@@ -103,6 +104,7 @@ def _rows(
                     batch["originals"],
                     margins,
                     crop_size,
+                    model.config.encoder.grid[0],
                     parity=settings.parity,
                     zoom=settings.zoom,
                     view_size=side,
@@ -117,7 +119,7 @@ def _rows(
                 padding = [(0, size - len(features)), (0, 0), (0, 0), (0, 0)]
                 padded = np.pad(cut.views, padding, mode="edge")  # one compiled shape
                 features = np.asarray(features_and_logits(model, padded)[0])[: len(features)]
-            yield from zip(features, cut.crops, cut.empty.tolist(), strict=True)
+            yield from zip(features, cut.crops, cut.foreground, cut.empty, strict=True)
 
 
 def _save_samples(manifest: Manifest, model: LoraSam, out: Path, settings: ExtractSettings, each: int = 8) -> None:

@@ -18,7 +18,7 @@ from dorl_jax.data.augment import augment as augment_cell
 from dorl_jax.data.images import Resize, read_image, resize_image, resize_mask
 from dorl_jax.data.manifest import Cell, read_pair
 from dorl_jax.data.pool import start_worker, worker_count
-from dorl_jax.data.sources import ImageSource, parse_source
+from dorl_jax.data.sources import ImageSource, parse_quickly, source_text
 from dorl_jax.errors import InputError, name_some
 
 Balance = Literal["none", "laboratory", "class", "laboratory_and_class"]
@@ -243,20 +243,20 @@ class _Sources:
     """Where images and masks are, packed: a million paths take 100 bytes each, and so does a copy in each worker."""
 
     def __init__(self, cells: Sequence[Cell], masks: bool = True) -> None:
-        self._images = pa.array([str(cell.image) for cell in cells], pa.large_string())
-        self._masks = pa.array([str(cell.mask) for cell in cells], pa.large_string()) if masks else None
+        self._images = pa.array([source_text(cell.image) for cell in cells], pa.large_string())
+        self._masks = pa.array([_mask_text(cell) for cell in cells], pa.large_string()) if masks else None
 
     def image(self, place: int) -> str | ImageSource:
-        return _source(self._images[place].as_py())
+        return parse_quickly(self._images[place].as_py())
 
     def mask(self, place: int) -> str | ImageSource:
         assert self._masks is not None, "made without masks"
-        return _source(self._masks[place].as_py())
+        return parse_quickly(self._masks[place].as_py())
 
 
-def _source(text: str) -> str | ImageSource:
-    """A file's name as it is: making a `Path` of it takes longer than opening it."""
-    return parse_source(text) if "#" in text else text
+def _mask_text(cell: Cell) -> str:
+    assert cell.mask is not None, "checked by segmentation_batches"
+    return source_text(cell.mask)
 
 
 # Classes, not closures: worker processes import this module instead of being sent its code.

@@ -19,7 +19,7 @@ from dorl_jax.data.images import Resize, resize_image, resize_mask
 from dorl_jax.data.manifest import Cell, read_pair
 from dorl_jax.data.pictures import FilePictures, Pictures, as_read
 from dorl_jax.data.pool import start_worker, worker_count
-from dorl_jax.data.sources import ImageSource, parse_source
+from dorl_jax.data.sources import ImageSource, parse_quickly, source_text
 from dorl_jax.errors import InputError, name_some
 
 Balance = Literal["none", "laboratory", "class", "laboratory_and_class"]
@@ -149,7 +149,7 @@ def segmentation_batches(
     bare = [cell.id for cell in cells if cell.mask is None]
     if bare:
         raise InputError(f"{len(bare)} cells have no mask to train the segmentation on: {name_some(bare)}")
-    prepare = _PreparePair(_Sources(cells), image_size, augmentation, resize)
+    prepare = _PreparePair(CellSources(cells), image_size, augmentation, resize)
     rows = _shuffled(len(cells), balance_groups(cells, balance), seed).random_map(prepare, seed=_derive(seed, 1))
     return _endless(rows, batch_size, workers, share)
 
@@ -186,7 +186,7 @@ def image_batches(
     """
     first = share.index * len(cells) // share.count
     last = (share.index + 1) * len(cells) // share.count
-    pictures = FilePictures(_Sources(cells, masks=False))
+    pictures = FilePictures(CellSources(cells, masks=False))
     return picture_batches(
         pictures, image_size, batch_size, range(first, last), resize=resize, originals=originals, workers=workers
     )
@@ -276,32 +276,32 @@ def array_batches(
     return _endless(rows, batch_size, workers, share)
 
 
-class _Sources:
+class CellSources:
     """Where images and masks are, packed: a million paths take 100 bytes each, and so does a copy in each worker."""
 
     def __init__(self, cells: Sequence[Cell], masks: bool = True) -> None:
-        self._images = pa.array([str(cell.image) for cell in cells], pa.large_string())
-        self._masks = pa.array([str(cell.mask) for cell in cells], pa.large_string()) if masks else None
+        self._images = pa.array([source_text(cell.image) for cell in cells], pa.large_string())
+        self._masks = pa.array([_mask_text(cell) for cell in cells], pa.large_string()) if masks else None
 
     def __len__(self) -> int:
         return len(self._images)
 
     def source(self, place: int) -> str | ImageSource:
-        return _source(self._images[place].as_py())
+        return parse_quickly(self._images[place].as_py())
 
     def mask(self, place: int) -> str | ImageSource:
         assert self._masks is not None, "made without masks"
-        return _source(self._masks[place].as_py())
+        return parse_quickly(self._masks[place].as_py())
 
 
-def _source(text: str) -> str | ImageSource:
-    """A file's name as it is: making a `Path` of it takes longer than opening it."""
-    return parse_source(text) if "#" in text else text
+def _mask_text(cell: Cell) -> str:
+    assert cell.mask is not None, "checked by segmentation_batches"
+    return source_text(cell.mask)
 
 
 # Classes, not closures: worker processes import this module instead of being sent its code.
 class _PreparePair:
-    def __init__(self, sources: _Sources, image_size: int, augmentation: Augmentation, resize: Resize) -> None:
+    def __init__(self, sources: CellSources, image_size: int, augmentation: Augmentation, resize: Resize) -> None:
         self._sources, self._size, self._augmentation, self._resize = sources, image_size, augmentation, resize
 
     def __call__(self, place: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -14,8 +14,8 @@ from dorl_jax.data.images import ImageError, read_image, resize_image, resize_ma
 from dorl_jax.data.loader import (
     WHOLE,
     Batches,
+    CellSources,
     Share,
-    _Sources,
     array_batches,
     balance_groups,
     image_batches,
@@ -277,7 +277,7 @@ def test_chosen_batches_with_reasons_in_place_of_pictures(tmp_path: Path, worker
     cells = numbered(tmp_path, {"a": 11})
     cells[6].image.write_text("no image")
     cells[10].image.unlink()
-    pictures = FilePictures(_Sources(cells, masks=False))
+    pictures = FilePictures(CellSources(cells, masks=False))
     found = list(picture_batches(pictures, 8, 4, range(1, 11), numbers=[1, 2], strict=False, workers=workers))
     assert [batch["index"].tolist() for batch in found] == [[5, 6, 7, 8], [9, 10, 10, 10]]
     assert [batch["valid"].tolist() for batch in found] == [[True] * 4, [True, True, False, False]]

@@ -16,7 +16,6 @@ from dorl_jax.data.synthetic import write_laboratories
 from dorl_jax.data.taxonomy import load_taxonomy
 from dorl_jax.models import LoraSam, SamConfig
 from dorl_jax.stages.extract import ExtractSettings, extract
-from dorl_jax.stages.segment import features_and_logits
 from dorl_jax.store import Store
 from dorl_jax.training.checkpoints import save_model
 
@@ -45,6 +44,12 @@ def fields(store: Store) -> dict[str, np.ndarray]:
     }
 
 
+@nnx.jit
+def features_and_logits(model: LoraSam, images: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    out = model(images)
+    return out["feature"], out["low_res_logits"][..., 1] - out["low_res_logits"][..., 0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("zoom", [0.0, 1.25])
 def test_rows_are_the_parts_by_hand(cells: Manifest, model: tuple[Path, LoraSam], tmp_path: Path, zoom: float) -> None:
@@ -65,7 +70,7 @@ def test_rows_are_the_parts_by_hand(cells: Manifest, model: tuple[Path, LoraSam]
 @pytest.mark.slow
 def test_workers_and_interruptions_change_nothing(cells: Manifest, model: tuple[Path, LoraSam], tmp_path: Path) -> None:
     def run(out: str, workers: int) -> dict[str, np.ndarray]:
-        settings = ExtractSettings(batch_size=4, shard_size=3, workers=workers)
+        settings = ExtractSettings(batch_size=3, shard_size=3, workers=workers)
         return fields(extract(cells, model[0], tmp_path / out, settings, weights="w", progress=False))
 
     expected = run("plain", 0)

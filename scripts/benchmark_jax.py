@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from benchmark_tasks import LABORATORIES, Task
 from flax import nnx
+from jax.stages import Compiled
 from safetensors.numpy import load_file
 
 from dorl_jax.models import SAM_PIXEL_MEAN, SAM_PIXEL_STD
@@ -22,6 +23,11 @@ Run = Callable[[], float]
 
 def prepare(task: Task, dtype: str, folder: Path) -> Run:
     """A function that takes one step and returns a number to compare: the loss, or the mean square of the features."""
+    return compile_step(task, dtype, folder)[0]
+
+
+def compile_step(task: Task, dtype: str, folder: Path) -> tuple[Run, Compiled]:
+    """That function and its program."""
     batch = load_file(folder / "batch.safetensors")
     weights = load_file(folder / "weights.safetensors")
     if task.kind == "cae":
@@ -38,28 +44,30 @@ def prepare(task: Task, dtype: str, folder: Path) -> Run:
     model.merge()
     graph, state = nnx.split(model.sam)
     encode = jax.jit(lambda state, images: nnx.merge(graph, state).encode_image(images))
+    program = encode.lower(state, batch["image"]).compile()
     mean_square = jax.jit(lambda x: jnp.mean(x.astype(jnp.float32) ** 2))
 
     def forward() -> float:
-        return float(mean_square(jax.block_until_ready(encode(state, batch["image"]))["tokens"]))
+        return float(mean_square(jax.block_until_ready(program(state, batch["image"]))["tokens"]))
 
-    return forward
+    return forward, program
 
 
 def _training(
     model: nnx.Module, trainable: nnx.filterlib.Filter, objective: LossFunction, batch: dict, weight_decay: float
-) -> Run:
+) -> tuple[Run, Compiled]:
     graph, *(trained, rest) = nnx.split(model, trainable, ...)
     optimiser = adamw(lambda step: 1e-4, weight_decay)
     state = init_state(trained, optimiser, 0)
     step = jax.jit(make_step(graph, objective, optimiser), donate_argnums=0)
+    program = step.lower(state, rest, batch).compile()
 
     def one() -> float:
         nonlocal state
-        state, losses = step(state, rest, batch)
+        state, losses = program(state, rest, batch)
         return float(losses["loss"])
 
-    return one
+    return one, program
 
 
 def matmul(side: int) -> Callable[[], object]:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dorl_jax import __version__, config, data_command
+from dorl_jax import __version__, config, data_command, predict_command
 from dorl_jax.errors import InputError
 from dorl_jax.exports import command as export_command
 from dorl_jax.parallel import initialise, is_main
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data_command.run(options)
         elif options.stage == "export":
             export_command.run(options)
+        elif options.stage in ("train-classifier", "predict"):
+            predict_command.run(options)
         else:
             _run_stages(options)
     except InputError as error:
@@ -117,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_settings(subparser, stage)
     data_command.add_parser(commands)
     export_command.add_parser(commands)
+    predict_command.add_parser(commands)
     command.add_parser(commands)
     return parser
 

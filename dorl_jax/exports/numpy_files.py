@@ -21,7 +21,7 @@ def write_npz(vectors: Vectors, path: Path) -> None:
         if array is not None and name not in arrays:
             arrays[name] = array
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def write_npy(vectors: Vectors, path: Path) -> None:

@@ -16,7 +16,7 @@ from dorl_jax.data.cell_tables import read_cell_table, write_cell_table
 from dorl_jax.data.images import ImageError, read_image, read_image_with_facts, read_mask
 from dorl_jax.data.laboratory import no_laboratory, open_laboratories, open_laboratory
 from dorl_jax.data.listing import Listing, Row
-from dorl_jax.data.sources import ImageSource, parse_source
+from dorl_jax.data.sources import ImageSource, parse_source, source_text
 from dorl_jax.data.tables import LABELS_FILE
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError, name_some
@@ -160,8 +160,8 @@ def save_cells(manifest: Manifest, path: Path) -> None:
     columns = {
         "id": [cell.id for cell in cells],
         "laboratory": [cell.laboratory for cell in cells],
-        "image": [str(cell.image) for cell in cells],
-        "mask": [str(cell.mask) if cell.mask else None for cell in cells],
+        "image": [source_text(cell.image) for cell in cells],
+        "mask": [source_text(cell.mask) if cell.mask else None for cell in cells],
         "label": [cell.label for cell in cells],
         "group": [cell.group for cell in cells],
         "split": [cell.split for cell in cells],

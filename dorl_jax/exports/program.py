@@ -15,6 +15,7 @@ from jax import export
 
 from dorl_jax.files import replacing
 from dorl_jax.models import Cae, LoraSam
+from dorl_jax.models.lora import Unmerged, has_lora, is_merged
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _FORMAT = 1
@@ -42,9 +43,9 @@ def write_program(
     """Write a zip archive, not compressed, that `numpy.load` opens.
 
     In it: `header.json`; two functions, each serialised by `jax.export` for any size of batch and for CPUs, CUDA and
-    TPUs; and the weights, which both take as their first argument, so that they are stored once and a compiler need not
-    look at them. `margin` (b, side, side, 3) -> (b, 4 grid, 4 grid), above 0 on the cell; `vector` (b, side, side, 3) ->
-    (b, width). Images are uint8, RGB; what they are normalised by is inside.
+    TPUs; and the weights, which both take as their first argument, so that they are stored once and a compiler need
+    not look at them. `margin` (b, side, side, 3) -> (b, 4 grid, 4 grid), above 0 on the cell; `vector`
+    (b, side, side, 3) -> (b, width). Images are uint8, RGB; what they are normalised by is inside.
 
     Where `zoom` is 0, `vector` takes the image. Otherwise it takes the window around the cell. What is between the two
     functions, the largest component at the image's own size and the cut, has no fixed shape, so that it stays with
@@ -56,40 +57,36 @@ def write_program(
       path: of the file.
       zoom: see `dorl_jax.stages.extract.ExtractSettings`.
       provenance: plain values, put into the header.
+
+    Raises:
+      ValueError: the segmenter has LoRA that is not merged.
     """
-    graph, state = nnx.split((segmenter, cae))
-    leaves, structure = jax.tree.flatten(state)
+    if has_lora(segmenter) and not is_merged(segmenter):
+        raise ValueError("the LoRA is not merged: call merge() first")
+    graph, used, unused = nnx.split((segmenter, cae), _takes_part, ...)
+    weights, structure = jax.tree.flatten(used)
+    nothing = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), unused)
 
-    def bind(function: Callable[[LoraSam, Cae, Any], Any]) -> Callable[[list[Any], Any], Any]:
-        def bound(weights: list[Any], images: Any) -> Any:
-            return function(*nnx.merge(graph, jax.tree.unflatten(structure, weights)), images)
+    def export_function(function: Callable[[LoraSam, Cae, Any], Any]) -> bytes:
+        def of_weights(weights: list[Any], images: Any) -> Any:
+            zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), nothing)
+            return function(*nnx.merge(graph, jax.tree.unflatten(structure, weights), zeros), images)
 
-        return bound
+        shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in weights]
+        return bytes(export.export(jax.jit(of_weights), platforms=PLATFORMS)(shapes, images).serialize())
 
-    side, width = segmenter.config.encoder.side, cae.config.width
+    side, grid = segmenter.config.encoder.side, 4 * segmenter.config.encoder.grid[0]
     images = jax.ShapeDtypeStruct((*export.symbolic_shape("b"), side, side, 3), jnp.uint8)
-    functions, programs, kept = {}, {}, set()
-    for name, function, out in (
-        ("margin", _margin, (4 * segmenter.config.encoder.grid[0],) * 2),
-        ("vector", _vector, (width,)),
-    ):
-        program, places = _export(bind(function), leaves, images)
-        programs[name] = program
-        kept |= set(places)
-        functions[name] = {
-            "weights": [f"weight_{place:04d}" for place in places],
-            "input": f"uint8 (b, {side}, {side}, 3)",
-            "output": f"float32 (b, {', '.join(map(str, out))})",
-        }
+    names = [f"weight_{place:04d}" for place in range(len(weights))]
     header = {
         "format": _FORMAT,
-        "functions": functions,
+        "functions": {"margin": f"float32 (b, {grid}, {grid})", "vector": f"float32 (b, {cae.config.width})"},
+        "weights": names,
         "platforms": PLATFORMS,
         "preprocessing": {
-            "side": side,
+            "images": f"uint8 (b, {side}, {side}, 3), RGB; normalised inside",
             "resize": segmenter.config.resize,
             "zoom": zoom,
-            "channels": "RGB, 0..255; normalised inside",
             "vector_takes": f"the window around the cell, {zoom} times its size" if zoom else "the whole image",
         },
         "provenance": dict(provenance or {}),
@@ -97,12 +94,19 @@ def write_program(
     }
     with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as file:
         file.writestr("header.json", json.dumps(header, indent=1) + "\n")
-        for name, program in programs.items():
-            file.writestr(name, program)
-        for place in sorted(kept):
+        file.writestr("margin", export_function(_margin))
+        file.writestr("vector", export_function(_vector))
+        for name, weight in zip(names, weights, strict=True):
             buffer = io.BytesIO()
-            np.save(buffer, np.asarray(leaves[place]), allow_pickle=False)
-            file.writestr(f"weight_{place:04d}.npy", buffer.getbuffer())
+            np.save(buffer, np.asarray(weight), allow_pickle=False)
+            file.writestr(f"{name}.npy", buffer.getbuffer())
+
+
+def _takes_part(path: tuple[Any, ...], value: Any) -> bool:
+    """Whether a function reads the variable: not what a merge keeps, and of the autoencoder its encoder."""
+    if isinstance(value, Unmerged | nnx.LoRAParam):
+        return False
+    return path[0] == 0 or path[1] == "encoder"
 
 
 def _margin(segmenter: LoraSam, cae: Cae, images: Any) -> Any:
@@ -112,21 +116,3 @@ def _margin(segmenter: LoraSam, cae: Cae, images: Any) -> Any:
 
 def _vector(segmenter: LoraSam, cae: Cae, images: Any) -> Any:
     return cae.encode(segmenter.sam.encode_image(images)["tokens"]).astype(jnp.float32)
-
-
-def _export(
-    function: Callable[[list[Any], Any], Any], leaves: list[Any], images: jax.ShapeDtypeStruct
-) -> tuple[bytes, list[int]]:
-    """The function of the weights that it uses, and their places among all."""
-    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-    used = set(export.export(jax.jit(function))(shapes, images).module_kept_var_idx)
-    places = [place for place in range(len(leaves)) if place in used]
-
-    def of_used(weights: list[Any], images: Any) -> Any:
-        everything = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
-        for place, weight in zip(places, weights, strict=True):
-            everything[place] = weight
-        return function(everything, images)
-
-    exported = export.export(jax.jit(of_used), platforms=PLATFORMS)([shapes[place] for place in places], images)
-    return bytes(exported.serialize()), places

@@ -113,7 +113,7 @@ def _predict(options: argparse.Namespace) -> None:
         print(f"{one['counts']:>8}  {one['values']}")
     failed = predictions["class"].null_count
     print(f"{options.out}: {len(predictions)} cells" + (f", {failed} of them without a vector" if failed else ""))
-    if options.overlays:
+    if options.overlays and dorl is not None:
         from dorl_jax.prediction_sheets import write_sheets
 
         sheets = write_sheets(dorl, predictions, options.overlays, options.most_overlays)

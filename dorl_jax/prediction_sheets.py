@@ -55,6 +55,8 @@ def write_sheets(dorl: DoRL, predictions: pa.Table, folder: Path, most: int) -> 
       ImageError: an image that can no longer be read.
     """
     rows = predictions.filter(pa.compute.is_valid(predictions["class"]))
+    if not len(rows):
+        return []
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int))
     written = []
     for number, places in enumerate(_in_parts(chosen), start=1):

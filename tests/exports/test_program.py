@@ -6,11 +6,15 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.export
 import numpy as np
 import pytest
 from flax import nnx
 from jaxtyping import config as jaxtyping_config
+from small_run import write_small_run
 
+from dorl_jax.cli import main
+from dorl_jax.dorl import DoRL
 from dorl_jax.exports.program import PLATFORMS, write_program
 from dorl_jax.models import Cae, CaeConfig, ImageEncoderConfig, LoraConfig, LoraSam, MaskDecoderConfig, SamConfig
 
@@ -60,6 +64,7 @@ def symbols(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping_config, "jaxtyping_disable", True)
 
 
+@pytest.mark.slow
 def test_jax_alone_gives_the_same_vectors(models, symbols, tmp_path: Path) -> None:
     segmenter, cae = models
     for number, (_, leaf) in enumerate(nnx.to_flat_state(nnx.state(segmenter, nnx.LoRAParam))):
@@ -93,3 +98,21 @@ def test_jax_alone_gives_the_same_vectors(models, symbols, tmp_path: Path) -> No
     everything = sum(leaf.size for leaf in jax.tree.leaves(nnx.state((segmenter, cae))))
     encoder = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(cae.encoder)))
     assert encoder < stored < everything - sum(leaf.size for leaf in jax.tree.leaves(nnx.state(cae.image_head)))
+
+
+@pytest.mark.slow
+def test_a_run_is_exported(symbols, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_small_run(tmp_path / "run", zoom=0.0)
+    path = tmp_path / "model.jaxexport"
+    assert main(["export", str(run), "--to", str(path)]) == 0
+    assert "images (b, 32, 32, 3) to vectors (b, 24), for cpu, cuda, tpu" in capsys.readouterr().out
+    images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    expected = DoRL.load(run).embed(images)
+    with np.load(path) as file:
+        header = json.loads(file["header.json"])
+        program = jax.export.deserialize(bytearray(file["vector"]))
+        found = np.asarray(program.call([file[name] for name in header["weights"]], images))
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    assert header["provenance"]["weights"] == DoRL.load(run).provenance["weights"]
+    assert main(["export", str(tmp_path), "--to", str(path)]) == 2
+    assert "no run at" in capsys.readouterr().err

@@ -13,12 +13,15 @@ from flax import nnx
 from jaxtyping import Array
 
 from dorl_jax.config import setting
+from dorl_jax.contrast import contrastive_loss, standardise_in_domains
+from dorl_jax.data.augment import Augmentation
 from dorl_jax.data.loader import Share, array_batches, balance_groups
 from dorl_jax.data.manifest import Cell, Manifest
+from dorl_jax.data.views import TwoViews
 from dorl_jax.errors import InputError
 from dorl_jax.losses import cae_loss
 from dorl_jax.models import Cae, CaeConfig
-from dorl_jax.models.cae import random_kept
+from dorl_jax.models.cae import VectorPart, random_kept
 from dorl_jax.parallel import is_main, make_mesh
 from dorl_jax.stages.observing import observe_reconstruction
 from dorl_jax.store import Places, Store, fingerprint
@@ -35,6 +38,24 @@ class CaeSettings(TrainingSettings):
     mask_ratio: float = setting(0.75, "share of the tokens hidden from the encoder")
     standardise: bool = setting(True, "standardise the channels of the features (the original takes them as they are)")
     pixel_weight: float = setting(1.0, "weight of the absolute difference of images beside SSIM (0 in the original)")
+    vector: tuple[VectorPart, ...] = setting(
+        ("cls",),
+        "what a cell's vector is made of: 'cls', the encoder's cls token (the original); 'tokens', mean and sd of its "
+        "tokens over the cell; 'features', the same of the features it reads; 'pixels', the pixel encoder's vector",
+    )
+    reconstruct: int = setting(0, "cells of every batch that are reconstructed; 0 for all")
+    pixel_channels: tuple[int, ...] = setting(
+        (), "channels of the pixel encoder's convolutions, multiples of 8: [48, 96, 192]; none in the original"
+    )
+    pixel_size: int = setting(48, "side in pixels of the crops that the pixel encoder sees")
+    contrast_weight: float = setting(
+        0.0, "weight of the contrast between two changed views of a cell, of which the pixel encoder learns"
+    )
+    temperature: float = setting(0.2, "of the contrast: the lower, the more the most similar other cells count")
+    magnification: float = setting(1.25, "views: zoom by 1/m..m; 1 for none")
+    stain: float = setting(1.5, "views: strength of the change of the dyes (see `data.augment`)")
+    white_balance: float = setting(1.5, "views: strength of the change of the light")
+    blur: float = setting(1.0, "views: strength of blur and noise")
     batch_size: int = setting(32, "cells a step, over all devices and processes")
     warmup_steps: int = setting(500, "steps of linear warm-up (at most half of all), before the cosine to 0")
     balance: Literal["none", "laboratory", "class", "laboratory_and_class"] = setting(
@@ -58,7 +79,18 @@ def train_cae(
     store = Store(store_folder)
     store.require_ids([cell.id for cell in manifest.cells])
     grid, _, width = store["feature"][0].shape
-    config = replace(CaeConfig.preset(settings.variant), grid=grid, mask_ratio=settings.mask_ratio)
+    if settings.contrast_weight and not settings.pixel_channels:
+        raise InputError("train_cae.contrast_weight is of what the pixel encoder learns: set train_cae.pixel_channels")
+    if not 0 <= settings.reconstruct <= settings.batch_size:
+        raise InputError(f"train_cae.reconstruct = {settings.reconstruct} of a batch of {settings.batch_size} cells")
+    config = replace(
+        CaeConfig.preset(settings.variant),
+        grid=grid,
+        mask_ratio=settings.mask_ratio,
+        vector=settings.vector,
+        pixel_channels=settings.pixel_channels,
+        pixel_size=settings.pixel_size,
+    )
     if width != config.width:
         raise InputError(
             f"train_cae.variant = {settings.variant!r} reads features of {config.width}, the store has {width}"
@@ -81,6 +113,7 @@ def train_cae(
         settings.batch_size,
         settings.seed,
         balance_groups(cells, settings.balance),
+        change=_views(settings),
         share=Share(jax.process_index(), jax.process_count()),
     )
     looked_at = selecting or training
@@ -97,7 +130,7 @@ def train_cae(
         train_as_set(
             model,
             nnx.Param,
-            cae_objective(config, len(number), settings.pixel_weight),
+            cae_objective(config, len(number), settings.pixel_weight, settings.reconstruct, _contrast(settings)),
             batches,
             settings,
             out,
@@ -114,21 +147,66 @@ def train_cae(
     return model
 
 
-def cae_objective(config: CaeConfig, num_domains: int, pixel_weight: float = 0.0) -> LossFunction:
+@dataclass(frozen=True)
+class Contrast:
+    """How much the contrast between "view_a" and "view_b" weighs, and its temperature."""
+
+    weight: float
+    temperature: float
+
+
+def cae_objective(
+    config: CaeConfig,
+    num_domains: int,
+    pixel_weight: float = 0.0,
+    reconstruct: int = 0,
+    contrast: Contrast | None = None,
+) -> LossFunction:
     """The training's loss for a model of that shape; which tokens are hidden is drawn.
 
     Args:
       config: of the model.
       num_domains, pixel_weight: see `losses.cae_loss`.
+      reconstruct: the first so many cells of the batch are reconstructed; 0 for all.
+      contrast: between two views, or None.
     """
 
-    def objective(model: Cae, batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
+    def reconstruction(model: Cae, batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
         features = batch["feature"].astype(jnp.float32)
         out = model(features, random_kept(key, features.shape[0], config))
         images = batch["crop"].astype(jnp.float32) / 255
         return cae_loss(out, model.standardise(features), images, batch["domain"], num_domains, pixel_weight)
 
+    def objective(model: Cae, batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
+        first = {name: batch[name][: reconstruct or None] for name in ("feature", "crop", "domain")}
+        losses = reconstruction(model, first, key)
+        if contrast is None:
+            return losses
+        compared = _compare_views(model, batch, num_domains, contrast.temperature)
+        total = losses["loss"] + contrast.weight * compared["loss"]
+        return {**losses, "loss": total, "contrast": compared["loss"], "found": compared["found"]}
+
     return objective
+
+
+def _compare_views(model: Cae, batch: Mapping[str, Array], num_domains: int, temperature: float) -> dict[str, Array]:
+    domains = batch["domain"]
+    both = jnp.concatenate([domains, domains])
+    views = jnp.concatenate([batch["view_a"], batch["view_b"]]).astype(jnp.float32) / 255
+    compared = model.compare(views, lambda x: standardise_in_domains(x, both, num_domains))
+    a, b = jnp.split(compared, 2)
+    return contrastive_loss(a, b, domains, temperature)
+
+
+def _contrast(settings: CaeSettings) -> Contrast | None:
+    return Contrast(settings.contrast_weight, settings.temperature) if settings.contrast_weight else None
+
+
+def _views(settings: CaeSettings) -> TwoViews | None:
+    if not settings.contrast_weight:
+        return None
+    how = Augmentation("laboratory", settings.magnification, settings.stain, settings.white_balance, settings.blur)
+    return TwoViews(settings.pixel_size, how)
 
 
 def _split(cells: Sequence[Cell], share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -220,7 +220,7 @@ def _neighbourhoods(
             if len(np.unique(own)) < 2:
                 continue
             near = _nearest(scib, vectors[rows], min(50, len(rows) // 2))
-            accepted.append(float(scib.kbet(near, own)))
+            accepted.append(float(scib.kbet(near, own)[0]))
         near = _nearest(scib, vectors, min(90, len(vectors)))
         return {
             "kbet": float(np.mean(accepted)) if accepted else None,

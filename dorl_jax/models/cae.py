@@ -8,8 +8,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from dorl_jax.models.attention import attend
 from dorl_jax.models.conv import ConvTranspose
-from dorl_jax.models.layers import AnyArray, Mlp, attend, layer_norm, linear, merge_heads, run_blocks, split_heads
+from dorl_jax.models.layers import AnyArray, Mlp, linear, merge_heads, run_blocks, split_heads
+from dorl_jax.models.norm import layer_norm
 from dorl_jax.models.variants import require_variant
 
 EPSILON = 1e-5

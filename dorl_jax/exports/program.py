@@ -70,7 +70,8 @@ def write_program(
     def export_function(function: Callable[[LoraSam, Cae, Any], Any]) -> bytes:
         def of_weights(weights: list[Any], images: Any) -> Any:
             zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), nothing)
-            return function(*nnx.merge(graph, jax.tree.unflatten(structure, weights), zeros), images)
+            models: Any = nnx.merge(graph, jax.tree.unflatten(structure, weights), zeros)
+            return function(*models, images)
 
         shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in weights]
         return bytes(export.export(jax.jit(of_weights), platforms=PLATFORMS)(shapes, images).serialize())

@@ -63,15 +63,16 @@ def write_program(
     """
     if has_lora(segmenter) and not is_merged(segmenter):
         raise ValueError("the LoRA is not merged: call merge() first")
-    graph, used, unused = nnx.split((segmenter, cae), _takes_part, ...)
+    models: Any = (segmenter, cae)
+    graph, used, unused = nnx.split(models, _takes_part, ...)
     weights, structure = jax.tree.flatten(used)
     nothing = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), unused)
 
     def export_function(function: Callable[[LoraSam, Cae, Any], Any]) -> bytes:
         def of_weights(weights: list[Any], images: Any) -> Any:
             zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), nothing)
-            models: Any = nnx.merge(graph, jax.tree.unflatten(structure, weights), zeros)
-            return function(*models, images)
+            merged: Any = nnx.merge(graph, jax.tree.unflatten(structure, weights), zeros)
+            return function(*merged, images)
 
         shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in weights]
         return bytes(export.export(jax.jit(of_weights), platforms=PLATFORMS)(shapes, images).serialize())

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from dorl_jax.stages.finetune_sam import FinetuneSettings, finetune_sam
 from dorl_jax.stages.prepare import DataSettings, prepare
 from dorl_jax.stages.report import report
 from dorl_jax.stages.train_cae import CaeSettings, train_cae
-from dorl_jax.store import fingerprint
+from dorl_jax.store import differences, fingerprint
 from dorl_jax.training.settings import INDIFFERENT
 
 logger = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ def _refuse_other_settings(run: Run, stages: Sequence[Stage]) -> None:
         state = _read_state(run.folder, stage)
         if state is None:
             continue
-        changed = _differences(state["settings"], run.tree(stage))
+        changed = differences(state["settings"], run.tree(stage))
         if state["version"] != __version__:
             changed.append(f"the version of dorl_jax ({state['version']}, now {__version__})")
         if changed:
@@ -236,11 +236,6 @@ def _refuse_other_settings(run: Run, stages: Sequence[Stage]) -> None:
                 f"{run.folder} was made with other settings of {stage.name}: {name_some(changed)}. "
                 f"Choose another --run folder, or do {stage.name} and what follows again with --redo {stage.name}"
             )
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    names = sorted(old.keys() | new.keys())
-    return [f"{name} ({old.get(name)}, now {new.get(name)})" for name in names if old.get(name) != new.get(name)]
 
 
 def _state_file(folder: Path, stage: Stage) -> Path:

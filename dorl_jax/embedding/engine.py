@@ -1,0 +1,252 @@
+"""Batches of images to rows of arrays: several in flight, one compiled shape, results fetched behind the work."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from dorl_jax.data.cut import CutCells, cut_cells
+from dorl_jax.data.pool import buffered, worker_pool
+from dorl_jax.embedding.occupancy import Occupancy
+from dorl_jax.errors import InputError
+from dorl_jax.models import Cae, CaeConfig, LoraSam
+from dorl_jax.models.compute import set_compute
+from dorl_jax.parallel import batch_sharding, on_every_device
+
+# Batches that are under way at each step: computed, cut out, computed again.
+_AHEAD = 2
+
+Program = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What came of a batch.
+
+    Attributes:
+      index: place of each image, (n,).
+      reason: why there is nothing of an image, (n,); empty where there is.
+      arrays: name -> (n, ...); see `Engine`.
+    """
+
+    index: np.ndarray
+    reason: np.ndarray
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Engine:
+    """Computes of every image its vector, or what the autoencoder trains on.
+
+    With an autoencoder `run` gives "vector" (n, width) and "empty" (n,), True where no mask was found; without one
+    "feature" (n, grid, grid, C), "crop" (n, S, S, 3), "foreground" (n, grid, grid) and "empty" (see
+    `dorl_jax.data.cut.CutCells`).
+
+    One program goes from an image to its vector where nothing has to be cut out. Otherwise one finds the mask, worker
+    processes cut out the window around the cell, and a second one computes its vector. The devices of this process
+    share every batch.
+
+    Attributes:
+      occupancy: how much of its time the device waited.
+    """
+
+    def __init__(
+        self,
+        segmenter: LoraSam,
+        cae: Cae | None,
+        *,
+        batch_size: int,
+        zoom: float = 0.0,
+        parity: bool = False,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        workers: int = 0,
+    ) -> None:
+        """Put the models, whose arithmetic is set to `dtype` in place, on all local devices.
+
+        Args:
+          segmenter: with its LoRA merged, best.
+          cae: the autoencoder, or None for what it trains on.
+          batch_size: images a step, over all devices of this process.
+          zoom, parity: see `cut.cut_cells`.
+          dtype: of the arithmetic.
+          workers: processes that cut out cells (see `pool.worker_count`).
+
+        Raises:
+          InputError: a batch that the devices cannot share, or an autoencoder for other features.
+        """
+        devices = jax.local_devices()
+        if batch_size < 1 or batch_size % len(devices):
+            raise InputError(f"batch_size = {batch_size}: take a multiple of the {len(devices)} devices here")
+        config = segmenter.config.encoder
+        self._grid, self._side = config.grid[0], config.side
+        if cae is not None and (cae.config.grid, cae.config.width) != (self._grid, config.width):
+            raise InputError(
+                f"the autoencoder reads features {cae.config.grid} x {cae.config.grid} x {cae.config.width}, the "
+                f"segmenter gives {self._grid} x {self._grid} x {config.width}: the two are of different runs"
+            )
+        self._crop_size = CaeConfig(grid=self._grid).image_size
+        self._batch_size, self._zoom, self._parity, self._workers = batch_size, zoom, parity, workers
+        self._resize = segmenter.config.resize
+        self._vectors = cae is not None
+        for model in (segmenter, cae):
+            if model is not None:
+                set_compute(model, dtype=dtype)
+        program = _programs((segmenter, cae), Mesh(np.array(devices), ("data",)))
+        if cae is None:
+            self._first, self._second = program(_features_and_margins), program(_features)
+        else:
+            self._first, self._second = program(_margins if zoom else _vector_and_empty), program(_vector)
+        self.occupancy = Occupancy()
+
+    def run(self, batches: Iterator[Mapping[str, Any]]) -> Iterator[Rows]:
+        """Rows of every batch, in order.
+
+        Args:
+          batches: of `loader.picture_batches`, of this engine's batch size; with "originals" where there is anything to
+            be cut out (`needs_originals`).
+        """
+        with ExitStack() as stack:
+            fetcher = stack.enter_context(ThreadPoolExecutor(1, "fetch"))
+            start = partial(self._start, fetcher)
+            first = ((batch, start(self._first, batch["image"])) for batch in batches)
+            if not self.needs_originals:
+                for batch, future in buffered(first, _AHEAD):
+                    yield _rows(batch, dict(zip(("vector", "empty"), future.result(), strict=True)))
+                return
+            pool = stack.enter_context(worker_pool(self._workers))
+            cut = (self._cut(pool, batch, future.result()) for batch, future in buffered(first, 1))
+            second = ((batch, arrays, cells, self._again(start, cells)) for batch, arrays, cells in self._in_time(cut))
+            for batch, arrays, cells, again in buffered(second, 1):
+                if again is not None:
+                    arrays = {("vector" if self._vectors else "feature"): again.result()[0]}
+                if not self._vectors:
+                    arrays = {"feature": arrays["feature"], "crop": cells.crops, "foreground": cells.foreground}
+                yield _rows(batch, {**arrays, "empty": cells.empty})
+
+    @property
+    def needs_originals(self) -> bool:
+        """Whether batches need the images at their own size."""
+        return not self._vectors or self._zoom > 0
+
+    def seconds_a_batch(self) -> float:
+        """How long the device takes for one, measured on grey images after compiling everything."""
+        side = self._side
+        images = np.full((self._batch_size, side, side, 3), 128, np.uint8)
+        foreground = np.full((self._batch_size, self._grid, self._grid), 255, np.uint8)
+
+        def once() -> None:
+            jax.block_until_ready(self._first(images))
+            if self._zoom:
+                jax.block_until_ready(self._second(images, foreground))
+
+        once()
+        start = time.perf_counter()
+        once()
+        return time.perf_counter() - start
+
+    def _start(self, fetcher: ThreadPoolExecutor, program: Program, *arrays: np.ndarray) -> Future[Any]:
+        """Hand a program to the device; the future gives its results on the host."""
+        self.occupancy.begin()
+        return fetcher.submit(self._fetch, program(*arrays))
+
+    def _fetch(self, results: Any) -> Any:
+        jax.block_until_ready(results)
+        self.occupancy.end()
+        return jax.device_get(results)
+
+    def _cut(
+        self, pool: Any, batch: Mapping[str, Any], results: Any
+    ) -> tuple[Mapping[str, Any], Any, Future[CutCells]]:
+        *features, margins = results
+        cutting = pool.submit(
+            cut_cells,
+            batch["originals"],
+            margins[: len(batch["originals"])],
+            self._crop_size,
+            self._grid,
+            parity=self._parity,
+            zoom=self._zoom,
+            view_size=self._side,
+            resize=self._resize,
+        )
+        return batch, dict(zip(("feature",), features, strict=False)), cutting
+
+    def _in_time(self, cut: Iterator[Any]) -> Iterator[tuple[Mapping[str, Any], dict[str, Any], CutCells]]:
+        for batch, arrays, cutting in buffered(cut, 1):
+            yield batch, arrays, cutting.result()
+
+    def _again(self, start: Callable[..., Future[Any]], cells: CutCells) -> Future[Any] | None:
+        """The windows, filled up to the compiled shape, through the second program."""
+        if cells.views is None:
+            return None
+        missing = self._batch_size - len(cells.views)
+        return start(
+            self._second,
+            *(
+                np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), mode="edge")
+                for a in (cells.views, cells.foreground)
+            ),
+        )
+
+
+def _rows(batch: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Rows:
+    count = int(batch["valid"].sum())
+    reason = batch["reason"].copy()
+    arrays = {name: array[:count] for name, array in arrays.items()}
+    for name in ("vector", "feature"):
+        if name in arrays:
+            # Text of any length: an array of text has the length of its longest.
+            broken = ~np.isfinite(arrays[name].astype(np.float32)).reshape(count, -1).all(axis=1)
+            reason = np.where((reason == "") & broken, "the model's numbers are not finite", reason)
+    return Rows(batch["index"][:count], reason, dict(arrays))
+
+
+def _programs(models: tuple[LoraSam, Cae | None], mesh: Mesh) -> Callable[[Callable[..., Any]], Program]:
+    """What compiles a function of models and images: weights whole on all devices, images spread over them."""
+    graph, state = nnx.split(models)
+    rows = batch_sharding(mesh)
+    state = jax.device_put(state, on_every_device(mesh))
+
+    def compiled(function: Callable[..., Any]) -> Program:
+        program = jax.jit(lambda state, *arrays: function(nnx.merge(graph, state), *arrays))
+        return lambda *arrays: program(state, *(jax.device_put(array, rows) for array in arrays))
+
+    return compiled
+
+
+def _features_and_margins(models: tuple[LoraSam, None], images: Any) -> Any:
+    out = models[0](images)
+    return out["feature"], _margin(out)
+
+
+def _margins(models: tuple[LoraSam, Cae], images: Any) -> Any:
+    return (_margin(models[0](images)),)
+
+
+def _features(models: tuple[LoraSam, None], images: Any, foreground: Any) -> Any:
+    return (models[0].sam.encode_image(images)["tokens"],)
+
+
+def _vector(models: tuple[LoraSam, Cae], images: Any, foreground: Any) -> Any:
+    features = models[0].sam.encode_image(images)["tokens"]
+    return (models[1].encode(features).astype(jnp.float32),)
+
+
+def _vector_and_empty(models: tuple[LoraSam, Cae], images: Any) -> Any:
+    out = models[0](images)
+    vector = models[1].encode(out["feature"]).astype(jnp.float32)
+    return vector, (_margin(out) <= 0).all(axis=(1, 2))
+
+
+def _margin(out: Mapping[str, Any]) -> Any:
+    """How much more a pixel is cell than background, (B, 4h, 4w)."""
+    logits = out["low_res_logits"].astype(jnp.float32)
+    return logits[..., 1] - logits[..., 0]

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dorl_jax import __version__, config, data_command
+from dorl_jax import __version__, config, data_command, judge_command
 from dorl_jax.errors import InputError
 from dorl_jax.parallel import initialise, is_main
 from dorl_jax.stages.run import SETTINGS_FILE, STAGES, RunSettings, Stage, open_run, run_stages
@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.run(options)
         elif options.stage == "data":
             data_command.run(options)
+        elif options.stage == "judge":
+            judge_command.run(options)
         else:
             _run_stages(options)
     except InputError as error:
@@ -113,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_common(subparser)
         _add_settings(subparser, stage)
     data_command.add_parser(commands)
+    judge_command.add_parser(commands)
     command.add_parser(commands)
     return parser
 

@@ -83,7 +83,7 @@ class DoRL:
     @property
     def width(self) -> int:
         """Numbers in a vector."""
-        return self.cae.config.width
+        return self.cae.config.vector_size
 
     @cached_property
     def provenance(self) -> dict[str, Any]:

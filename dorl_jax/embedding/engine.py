@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from dorl_jax.data.cut import CutCells, cut_cells
 from dorl_jax.data.pool import buffered, worker_pool
+from dorl_jax.data.views import small_crop
 from dorl_jax.embedding.occupancy import Occupancy
 from dorl_jax.errors import InputError
 from dorl_jax.models import Cae, CaeConfig, LoraSam
@@ -95,7 +96,8 @@ class Engine:
         self._crop_size = CaeConfig(grid=self._grid).image_size
         self._batch_size, self._zoom, self._parity, self._workers = batch_size, zoom, parity, workers
         self._resize = segmenter.config.resize
-        self._vectors = cae is not None
+        self._vectors, self._masked = cae is not None, cae is not None and cae.config.needs_mask
+        self._pixel_size = CaeConfig().pixel_size if cae is None else cae.config.pixel_size
         for model in (segmenter, cae):
             if model is not None:
                 set_compute(model, dtype=dtype)
@@ -103,7 +105,7 @@ class Engine:
         if cae is None:
             self._first, self._second = program(_features_and_margins), program(_features)
         else:
-            self._first, self._second = program(_margins if zoom else _vector_and_empty), program(_vector)
+            self._first, self._second = program(_margins if self._cuts else _vector_and_empty), program(_vector)
         self.occupancy = Occupancy()
 
     def run(self, batches: Iterator[Mapping[str, Any]]) -> Iterator[Rows]:
@@ -123,7 +125,9 @@ class Engine:
                 return
             pool = stack.enter_context(worker_pool(self._workers))
             cut = (self._cut(pool, batch, future.result()) for batch, future in buffered(first, 1))
-            second = ((batch, arrays, cells, self._again(start, cells)) for batch, arrays, cells in self._in_time(cut))
+            second = (
+                (batch, arrays, cells, self._again(start, batch, cells)) for batch, arrays, cells in self._in_time(cut)
+            )
             for batch, arrays, cells, again in buffered(second, 1):
                 if again is not None:
                     arrays = {("vector" if self._vectors else "feature"): again.result()[0]}
@@ -134,18 +138,29 @@ class Engine:
     @property
     def needs_originals(self) -> bool:
         """Whether batches need the images at their own size."""
-        return not self._vectors or self._zoom > 0
+        return not self._vectors or self._cuts
+
+    @property
+    def _cuts(self) -> bool:
+        """Whether a vector is of what the mask cuts out."""
+        return self._zoom > 0 or self._masked
+
+    @property
+    def _twice(self) -> bool:
+        """Whether images go through the segmenter again once their masks are known."""
+        return self._zoom > 0 or (self._vectors and self._masked)
 
     def seconds_a_batch(self) -> float:
         """How long the device takes for one, measured on grey images after compiling everything."""
         side = self._side
         images = np.full((self._batch_size, side, side, 3), 128, np.uint8)
         foreground = np.full((self._batch_size, self._grid, self._grid), 255, np.uint8)
+        crops = np.full((self._batch_size, self._pixel_size, self._pixel_size, 3), 128, np.uint8)
 
         def once() -> None:
             jax.block_until_ready(self._first(images))
-            if self._zoom:
-                jax.block_until_ready(self._second(images, foreground))
+            if self._twice:
+                jax.block_until_ready(self._second(images, foreground, crops))
 
         once()
         start = time.perf_counter()
@@ -183,16 +198,21 @@ class Engine:
         for batch, arrays, cutting in buffered(cut, 1):
             yield batch, arrays, cutting.result()
 
-    def _again(self, start: Callable[..., Future[Any]], cells: CutCells) -> Future[Any] | None:
-        """The windows, filled up to the compiled shape, through the second program."""
-        if cells.views is None:
+    def _again(
+        self, start: Callable[..., Future[Any]], batch: Mapping[str, Any], cells: CutCells
+    ) -> Future[Any] | None:
+        """The windows, or the images again, filled up to the compiled shape, through the second program."""
+        if not self._twice:
             return None
-        missing = self._batch_size - len(cells.views)
+        count = len(cells.crops)
+        images = batch["image"][:count] if cells.views is None else cells.views
+        crops = np.stack([small_crop(crop, self._pixel_size) for crop in cells.crops])
+        missing = self._batch_size - count
         return start(
             self._second,
             *(
                 np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), mode="edge")
-                for a in (cells.views, cells.foreground)
+                for a in (images, cells.foreground, crops)
             ),
         )
 
@@ -231,13 +251,14 @@ def _margins(models: tuple[LoraSam, Cae], images: Any) -> Any:
     return (_margin(models[0](images)),)
 
 
-def _features(models: tuple[LoraSam, None], images: Any, foreground: Any) -> Any:
+def _features(models: tuple[LoraSam, None], images: Any, foreground: Any, crops: Any) -> Any:
     return (models[0].sam.encode_image(images)["tokens"],)
 
 
-def _vector(models: tuple[LoraSam, Cae], images: Any, foreground: Any) -> Any:
+def _vector(models: tuple[LoraSam, Cae], images: Any, foreground: Any, crops: Any) -> Any:
     features = models[0].sam.encode_image(images)["tokens"]
-    return (models[1].encode(features).astype(jnp.float32),)
+    foreground, crops = (array.astype(jnp.float32) / 255 for array in (foreground, crops))
+    return (models[1].encode(features, foreground, crops).astype(jnp.float32),)
 
 
 def _vector_and_empty(models: tuple[LoraSam, Cae], images: Any) -> Any:

@@ -14,9 +14,10 @@ from typing import Any
 import jax
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dorl_jax import __version__, config, data_command
+from dorl_jax import __version__, config, data_command, predict_command
 from dorl_jax.embedding import command as embed_command
 from dorl_jax.errors import InputError
+from dorl_jax.exports import command as export_command
 from dorl_jax.parallel import initialise, is_main
 from dorl_jax.stages.run import SETTINGS_FILE, STAGES, RunSettings, Stage, open_run, run_stages
 from dorl_jax.training.stopping import Interrupted
@@ -33,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.run(options)
         elif options.stage == "data":
             data_command.run(options)
+        elif options.stage == "export":
+            export_command.run(options)
+        elif options.stage in ("train-classifier", "predict"):
+            predict_command.run(options)
         elif options.stage == "embed" and options.images:
             _embed_images(options)
         else:
@@ -124,6 +129,8 @@ def _parser() -> argparse.ArgumentParser:
         if stage.name == "embed":
             embed_command.add_arguments(subparser)
     data_command.add_parser(commands)
+    export_command.add_parser(commands)
+    predict_command.add_parser(commands)
     command.add_parser(commands)
     return parser
 

@@ -26,7 +26,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmark_contestants import Contestant, Process, hold, make_inputs, switched_library
+from benchmark_contestants import Contestant, Process, hold, make_inputs, switched_library, worker
 from benchmark_report import draw, print_tables, read_rows, write_rows
 from benchmark_tasks import TASKS, Task, multiply_adds, task_of
 
@@ -81,7 +81,7 @@ def race(name: str, task: Task, options: argparse.Namespace) -> tuple[list[dict[
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         make_inputs(name, task, folder)
         running = [
-            stack.enter_context(Process(one, name, task, folder, options.threads))
+            stack.enter_context(Process(one, worker(one.package, name, task, one.dtype, folder), options.threads))
             for one in _contestants(options, folder)
         ]
         _require_agreement(running)

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,15 +42,15 @@ class Contestant:
 class Process:
     """A contestant's process, warm and asleep between orders."""
 
-    def __init__(self, contestant: Contestant, name: str, task: Task, folder: Path, threads: int) -> None:
+    def __init__(self, contestant: Contestant, command: Sequence[str], threads: int) -> None:
         self.contestant, self.name = contestant, contestant.name
         cores = sorted(os.sched_getaffinity(0))[:threads]
         self.process = subprocess.Popen(
-            [contestant.python, *_worker(contestant.package, name, task, contestant.dtype, folder)],
+            [contestant.python, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**_environment(), "OMP_NUM_THREADS": str(threads), **contestant.variables},
+            env={**environment(), "OMP_NUM_THREADS": str(threads), **contestant.variables},
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
         self.began = self._answer()
@@ -79,16 +79,18 @@ class Process:
 
 def make_inputs(name: str, task: Task, folder: Path) -> None:
     """`write_inputs` in a process of its own, of which nothing stays in memory."""
-    command = [sys.executable, *_worker("inputs", name, task, "float32", folder)]
-    subprocess.run(command, check=True, env=_environment())
+    command = [sys.executable, *worker("inputs", name, task, "float32", folder)]
+    subprocess.run(command, check=True, env=environment())
 
 
-def _worker(package: str, name: str, task: Task, dtype: str, folder: Path) -> list[str]:
+def worker(package: str, name: str, task: Task, dtype: str, folder: Path) -> list[str]:
+    """Arguments of an interpreter that runs a contestant."""
     script = Path(__file__).with_name("benchmark_worker.py")
     return [str(script), package, name, str(task.batch), task.variant, dtype, str(folder)]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Variables of a contestant's process."""
     root = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}

@@ -57,13 +57,13 @@ def main() -> None:
 
 
 def _step(run: Any, count: int) -> dict[str, Any]:
-    _forget_peak()
+    forget_peak()
     seconds = []
     for _ in range(count):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "peak_bytes": _status("VmHWM")}
+    return {"seconds": seconds, "peak_bytes": status("VmHWM")}
 
 
 def _matmul(product: Any, side: int) -> dict[str, float]:
@@ -76,13 +76,14 @@ def _matmul(product: Any, side: int) -> dict[str, float]:
     return {"flops": 2 * side**3 / min(seconds)}
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """The peak of the resident memory starts anew, and what was freed is given back first (Linux)."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
+    """Bytes that Linux tells of this process, such as VmHWM, the peak of the resident memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 

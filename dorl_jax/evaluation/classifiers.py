@@ -98,6 +98,9 @@ class XgboostClassifier(ClassifierMixin, BaseEstimator):
     def predict(self, vectors: Float[np.ndarray, "n d"]) -> Shaped[np.ndarray, " n"]:
         return self.encoder_.inverse_transform(self.booster_.predict(vectors))
 
+    def predict_proba(self, vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
+        return self.booster_.predict_proba(vectors)
+
     @staticmethod
     def _booster_type() -> Any:
         try:
@@ -148,3 +151,6 @@ class EarlyStoppingMlp(ClassifierMixin, BaseEstimator):
 
     def predict(self, vectors: Float[np.ndarray, "n d"]) -> Shaped[np.ndarray, " n"]:
         return self.mlp_.predict(vectors)
+
+    def predict_proba(self, vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
+        return self.mlp_.predict_proba(vectors)

@@ -102,8 +102,7 @@ class Engine:
                 set_compute(model, dtype=dtype)
         self._second: Program | None
         program = _programs((segmenter, cae), Mesh(np.array(devices), ("data",)))
-        # The vector of the original alone is made of nothing but features.
-        self._cuts = cae is None or zoom > 0 or cae.config.vector != ("cls",)
+        self._cuts = cae is None or zoom > 0 or cae.config.needs_mask
         self._pixel_size = cae.config.pixel_size if cae is not None and "pixels" in cae.config.vector else 0
         if cae is None:
             self._first, self._second = program(_features_and_margins), program(_features)

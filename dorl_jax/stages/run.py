@@ -75,6 +75,10 @@ class Run:
         """The accepted cells."""
         return load_cells(self.folder / "data" / "cells.parquet")
 
+    def seen_cells(self) -> Manifest:
+        """Those of them that trainings may see."""
+        return self.cells().without(self.settings.data.unseen)
+
     def mark(self, stage: Stage) -> str:
         """Fingerprint of all a stage's output depends on: its settings and those of the stages before it."""
         before = STAGES[: STAGES.index(stage) + 1]
@@ -92,7 +96,7 @@ def _prepare(run: Run) -> Any:
 
 def _finetune_sam(run: Run) -> Any:
     out = run.folder / "finetune_sam"
-    return finetune_sam(run.cells(), out, run.settings.finetune_sam, progress=run.progress)
+    return finetune_sam(run.seen_cells(), out, run.settings.finetune_sam, progress=run.progress)
 
 
 def _extract(run: Run) -> Any:
@@ -108,7 +112,14 @@ def _extract(run: Run) -> Any:
 
 def _train_cae(run: Run) -> Any:
     store = run.folder / "extract" / "store"
-    return train_cae(run.cells(), store, run.folder / "train_cae", run.settings.train_cae, progress=run.progress)
+    return train_cae(
+        run.cells(),
+        store,
+        run.folder / "train_cae",
+        run.settings.train_cae,
+        unseen=run.settings.data.unseen,
+        progress=run.progress,
+    )
 
 
 def _embed(run: Run) -> Any:

@@ -219,7 +219,9 @@ def _rows(batch: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Rows:
 
 def _computing_in(models: tuple[LoraSam, Cae | None], dtype: str) -> tuple[LoraSam, Cae | None]:
     """Models of the same weights that compute in `dtype`; for bf16 matrices are cast once, not in every step."""
-    own: Any = nnx.merge(*nnx.split(models))
+    graph, state = nnx.split(models)
+    # Mapped, for the variables themselves would be shared with the user's models.
+    own: Any = nnx.merge(graph, jax.tree.map(lambda array: array, state))
     for model in own:
         if model is not None:
             set_compute(model, dtype=dtype)

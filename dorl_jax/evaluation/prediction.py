@@ -18,7 +18,7 @@ from dorl_jax.vectors import PROVENANCE, Vectors, from_table
 FEW = 100
 # Of the provenance of vectors, what makes those of two models incomparable. The images, the machine and the type of the
 # arithmetic do not.
-_DECIDES = ("weights", "side", "resize", "zoom", "parity")
+_DECIDES = ("weights", "vector", "side", "resize", "zoom", "parity")
 
 
 @dataclass(frozen=True)

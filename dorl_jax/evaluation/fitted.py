@@ -231,7 +231,8 @@ def _labelled(
     given = [
         None if value is None or value == "" else str(value) for value in vectors.columns.column(label).to_pylist()
     ]
-    common = {value: value if taxonomy is None else taxonomy.resolve(value) for value in sorted(filter(None, set(given)))}
+    words = sorted(filter(None, set(given)))
+    common = {word: word if taxonomy is None else taxonomy.resolve(word) for word in words}
     labels = np.array([common[value] or "" if value else "" for value in given], np.str_)
     notes = []
     without, dropped = given.count(None), sum(value is not None and not common[value] for value in given)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dorl_jax import __version__, config, data_command, neighbours_command, predict_command
+from dorl_jax import __version__, config, data_command, judge_command, neighbours_command, predict_command
 from dorl_jax.embedding import command as embed_command
 from dorl_jax.errors import InputError
 from dorl_jax.exports import command as export_command
@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             predict_command.run(options)
         elif options.stage == "embed" and options.images:
             _embed_images(options)
+        elif options.stage == "judge":
+            judge_command.run(options)
         else:
             _run_stages(options)
     except InputError as error:
@@ -136,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     export_command.add_parser(commands)
     neighbours_command.add_parser(commands)
     predict_command.add_parser(commands)
+    judge_command.add_parser(commands)
     command.add_parser(commands)
     return parser
 

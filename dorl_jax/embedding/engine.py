@@ -70,7 +70,7 @@ class Engine:
         dtype: Literal["float32", "bfloat16"] = "float32",
         workers: int = 0,
     ) -> None:
-        """Put the models, whose arithmetic is set to `dtype` in place, on all local devices.
+        """Put the models on all local devices; they themselves stay as they are.
 
         Args:
           segmenter: with its LoRA merged, best.
@@ -97,13 +97,9 @@ class Engine:
         self._batch_size, self._zoom, self._parity, self._workers = batch_size, zoom, parity, workers
         self._resize = segmenter.config.resize
         self._vectors = cae is not None
-        for model in (segmenter, cae):
-            if model is not None:
-                set_compute(model, dtype=dtype)
         self._second: Program | None
-        program = _programs((segmenter, cae), Mesh(np.array(devices), ("data",)))
-        # The vector of the original alone is made of nothing but features.
-        self._cuts = cae is None or zoom > 0 or cae.config.vector != ("cls",)
+        program = _programs(_computing_in((segmenter, cae), dtype), Mesh(np.array(devices), ("data",)))
+        self._cuts = cae is None or zoom > 0 or cae.config.needs_mask
         self._pixel_size = cae.config.pixel_size if cae is not None and "pixels" in cae.config.vector else 0
         if cae is None:
             self._first, self._second = program(_features_and_margins), program(_features)
@@ -219,6 +215,18 @@ def _rows(batch: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Rows:
             broken = ~np.isfinite(arrays[name].astype(np.float32)).reshape(count, -1).all(axis=1)
             reason = np.where((reason == "") & broken, "the model's numbers are not finite", reason)
     return Rows(batch["index"][:count], reason, dict(arrays))
+
+
+def _computing_in(models: tuple[LoraSam, Cae | None], dtype: str) -> tuple[LoraSam, Cae | None]:
+    """Models of the same weights that compute in `dtype`; for bf16 matrices are cast once, not in every step."""
+    own: Any = nnx.merge(*nnx.split(models))
+    for model in own:
+        if model is not None:
+            set_compute(model, dtype=dtype)
+            for _, module in nnx.iter_modules(model):
+                if dtype == "bfloat16" and isinstance(module, nnx.Linear):
+                    module.kernel.set_value(module.kernel[...].astype(jnp.bfloat16))
+    return own
 
 
 def _programs(models: tuple[LoraSam, Cae | None], mesh: Mesh) -> Callable[[Callable[..., Any]], Program]:

@@ -109,6 +109,11 @@ class CaeConfig:
         return sum(sizes[part] for part in self.vector)
 
     @property
+    def needs_mask(self) -> bool:
+        """Whether the vector depends on the mask of the cell, beside the features."""
+        return self.vector != ("cls",)
+
+    @property
     def tokens(self) -> int:
         """Number of feature tokens."""
         return self.grid**2

@@ -54,7 +54,7 @@ def embed(
     with tqdm(total=len(store), desc="embedding", unit="cell", disable=not progress) as bar:
         for start in range(0, len(store), size):
             count = min(size, len(store) - start)
-            places = np.minimum(np.arange(start, start + size), len(store) - 1)  # one compiled shape
+            places = np.minimum(np.arange(start, start + size), len(store) - 1).tolist()  # one compiled shape
             batch = {name: np.stack([store[name][place] for place in places]) for name in ("feature", "foreground")}
             batch["crop"] = np.stack([small_crop(store["crop"][place], model.config.pixel_size) for place in places])
             vectors.append(np.asarray(_encode(model, batch))[:count])

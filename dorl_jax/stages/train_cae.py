@@ -64,13 +64,27 @@ class CaeSettings(TrainingSettings):
 
 
 def train_cae(
-    manifest: Manifest, store_folder: Path, out: Path, settings: CaeSettings, *, progress: bool = True
+    manifest: Manifest,
+    store_folder: Path,
+    out: Path,
+    settings: CaeSettings,
+    *,
+    unseen: Sequence[str] = (),
+    progress: bool = True,
 ) -> Cae:
     """Train on the store; laboratories are the domains, in the manifest's order. No label is used.
 
     Writes into `out`: `model`, `metrics.csv`, `validation.csv` (of cells that do not train, with `validation`, else of
     some that do), `tensorboard`, `pictures`, `trained.txt` (what trains), `samples.npz` (targets and reconstructions),
     `checkpoints`. A killed run goes on where it was.
+
+    Args:
+      manifest: the cells of the store.
+      store_folder: see `extract`.
+      out: folder.
+      settings: see there.
+      unseen: laboratories whose cells do not train.
+      progress: show a bar.
 
     Raises:
       InputError: the store is of other cells, its features do not fit the variant, or a loss breaks.
@@ -95,13 +109,15 @@ def train_cae(
         raise InputError(
             f"train_cae.variant = {settings.variant!r} reads features of {config.width}, the store has {width}"
         )
+    seen = [place for place, cell in enumerate(manifest.cells) if cell.laboratory not in unseen]
+    laboratories = manifest.without(unseen).laboratories
     if settings.standardise:
-        config = _with_statistics(config, store)
-    training, selecting = _split(manifest.cells, settings.validation, settings.seed)
+        config = _with_statistics(config, store, seen)
+    training, selecting = _split(manifest.cells, seen, settings.validation, settings.seed)
     if settings.select and not selecting:
         raise InputError("train_cae.select needs cells that do not train: set train_cae.validation above 0")
     cells = [manifest.cells[place] for place in training]
-    number = {laboratory: index for index, laboratory in enumerate(manifest.laboratories)}
+    number = {laboratory: index for index, laboratory in enumerate(laboratories)}
     model = Cae(config, rngs=nnx.Rngs(settings.seed))
     batches = array_batches(
         {
@@ -209,20 +225,20 @@ def _views(settings: CaeSettings) -> TwoViews | None:
     return TwoViews(settings.pixel_size, how)
 
 
-def _split(cells: Sequence[Cell], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Places of the cells that train, and of those that do not: `share` of each laboratory."""
+def _split(cells: Sequence[Cell], places: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Of these places those of the cells that train, and of those that do not: `share` of each laboratory."""
     rng = np.random.default_rng(seed)
     kept: set[int] = set()
-    for laboratory in dict.fromkeys(cell.laboratory for cell in cells):
-        own = [place for place, cell in enumerate(cells) if cell.laboratory == laboratory]
+    for laboratory in dict.fromkeys(cells[place].laboratory for place in places):
+        own = [place for place in places if cells[place].laboratory == laboratory]
         kept.update(rng.permutation(own)[: round(share * len(own))].tolist())
-    return [place for place in range(len(cells)) if place not in kept], sorted(kept)
+    return [place for place in places if place not in kept], sorted(kept)
 
 
-def _with_statistics(config: CaeConfig, store: Store, most: int = 500) -> CaeConfig:
-    """The configuration with mean and sd of each channel over at most `most` evenly spaced cells."""
-    places = range(0, len(store), max(1, len(store) // most))
-    features = np.stack([store["feature"][place] for place in places]).astype(np.float32)
+def _with_statistics(config: CaeConfig, store: Store, places: Sequence[int], most: int = 500) -> CaeConfig:
+    """The configuration with mean and sd of each channel over at most `most` evenly spaced of these cells."""
+    chosen = places[:: max(1, len(places) // most)]
+    features = np.stack([store["feature"][place] for place in chosen]).astype(np.float32)
     mean, std = features.mean(axis=(0, 1, 2)), features.std(axis=(0, 1, 2))
     std = np.maximum(std, 1e-3 * std.max())  # a channel that never changes
     return replace(config, feature_mean=tuple(mean.tolist()), feature_std=tuple(std.tolist()))

@@ -82,7 +82,7 @@ def test_own_units_take_the_laboratory_away(cells, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_scib_metrics_against_their_definitions(cells):
-    """Silhouettes by scikit-learn, LISI by its own formula, kBET by SciPy's chi-square; on three cases."""
+    """Silhouettes by scikit-learn, kBET by SciPy's chi-square, iLISI by its ends."""
     pytest.importorskip("scib_metrics")
     from scipy.stats import chisquare
 

@@ -15,6 +15,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from dorl_jax import __version__
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError, name_some
+from dorl_jax.evaluation.adaptation import in_own_units
 from dorl_jax.evaluation.classifiers import make_classifier
 from dorl_jax.evaluation.familiarity import Familiarity, Reference, fit_familiarity
 from dorl_jax.files import replacing
@@ -121,7 +122,7 @@ def fit_classifier(
                 f"{name_some(classes[counts < 2])}: leave it out, or take another classifier"
             )
         classifier = CalibratedClassifierCV(classifier, cv=min(5, int(counts.min())), ensemble=False)
-    values = labelled.values if adaptation == "none" else in_own_units(labelled.values, laboratories)
+    values = labelled.values if adaptation == "none" else own_units(labelled.values, laboratories)
     classifier.fit(values, labels)
     if name == "mlp":
         notes.extend(classifier[-1].notes_)
@@ -204,18 +205,12 @@ def load_classifier(path: Path) -> FittedClassifier:
     return FittedClassifier(header, content["classifier"], Familiarity(kept["mean"], kept["scale"], tuple(references)))
 
 
-def in_own_units(
-    values: Float32[np.ndarray, "n d"], laboratories: Shaped[np.ndarray, " n"]
-) -> Float32[np.ndarray, "n d"]:
-    """Every component by its mean and sd over the cells of the same laboratory; one that does not vary becomes 0."""
+def own_units(values: Float32[np.ndarray, "n d"], laboratories: Shaped[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:
+    """Every vector in units of its own laboratory (see `adaptation.in_own_units`)."""
     scaled = np.empty_like(values)
     for laboratory in np.unique(laboratories):
         own = laboratories == laboratory
-        wide = values[own].astype(np.float64)
-        mean, spread = wide.mean(axis=0), wide.std(axis=0)
-        # Of equal numbers the computed mean, and so the spread, may be off by a rounding.
-        varies = spread > 1e-9 * np.abs(mean)
-        scaled[own] = np.where(varies, (wide - mean) / np.where(varies, spread, 1), 0)
+        scaled[own] = in_own_units(values[own], values[own])
     return scaled
 
 

@@ -15,7 +15,7 @@ from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation import fitted as fitted_file
 from dorl_jax.evaluation.classifiers import CLASSIFIERS, make_classifier
-from dorl_jax.evaluation.fitted import fit_classifier, in_own_units, load_classifier, read_header, save_classifier
+from dorl_jax.evaluation.fitted import fit_classifier, load_classifier, own_units, read_header, save_classifier
 from dorl_jax.vectors import Vectors
 
 CLASSES = np.array(["basophil", "lymphocyte", "monocyte"])
@@ -83,14 +83,14 @@ def test_own_units() -> None:
     vectors = make_vectors()
     fitted = fit_classifier(vectors, "logistic_regression", adaptation="own")
     laboratories = vectors.texts("laboratory")
-    scaled = in_own_units(vectors.values, laboratories)
+    scaled = own_units(vectors.values, laboratories)
     for laboratory in ("north", "south"):
         own = scaled[laboratories == laboratory].astype(np.float64)
         np.testing.assert_allclose(own.mean(axis=0), 0, atol=1e-6)
         np.testing.assert_allclose(own.std(axis=0), 1, atol=1e-5)
     plain = make_classifier("logistic_regression", 1234).fit(scaled, vectors.texts("label"))
     np.testing.assert_array_equal(fitted.probabilities(scaled), plain.predict_proba(scaled))
-    constant = in_own_units(np.full((4, 2), 0.1, np.float32), np.array(["a"] * 4))
+    constant = own_units(np.full((4, 2), 0.1, np.float32), np.array(["a"] * 4))
     np.testing.assert_array_equal(constant, 0)
 
 

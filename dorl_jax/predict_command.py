@@ -29,6 +29,11 @@ def add_parser(commands: Any) -> None:
     )
     train.add_argument("--label", default="label", metavar="COLUMN", help="of the labels (default: label)")
     train.add_argument(
+        "--taxonomy",
+        metavar="NAME",
+        help="map labels to common classes: five_classes, thirteen_classes or a TOML file (default: as they are)",
+    )
+    train.add_argument(
         "--adaptation",
         choices=get_args(Adaptation),
         default="none",
@@ -63,6 +68,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from dorl_jax.data.taxonomy import load_taxonomy
     from dorl_jax.evaluation.fitted import fit_classifier, save_classifier
 
     vectors = read_vectors(options.vectors)
@@ -72,7 +78,12 @@ def _train(options: argparse.Namespace) -> None:
             "`dorl-jax embed` writes"
         )
     fitted = fit_classifier(
-        vectors, options.classifier, label=options.label, adaptation=options.adaptation, seed=options.seed
+        vectors,
+        options.classifier,
+        label=options.label,
+        taxonomy=load_taxonomy(options.taxonomy) if options.taxonomy else None,
+        adaptation=options.adaptation,
+        seed=options.seed,
     )
     save_classifier(fitted, options.out)
     for laboratory, cells in fitted.header.cells.items():

@@ -13,7 +13,9 @@ from jaxtyping import Float, Float32, Shaped
 from sklearn.calibration import CalibratedClassifierCV
 
 from dorl_jax import __version__
+from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError, name_some
+from dorl_jax.evaluation.adaptation import in_own_units
 from dorl_jax.evaluation.classifiers import make_classifier
 from dorl_jax.evaluation.familiarity import Familiarity, Reference, fit_familiarity
 from dorl_jax.files import replacing
@@ -82,7 +84,13 @@ class FittedClassifier:
 
 
 def fit_classifier(
-    vectors: Vectors, name: str, *, label: str = "label", adaptation: Adaptation = "none", seed: int = 1234
+    vectors: Vectors,
+    name: str,
+    *,
+    label: str = "label",
+    taxonomy: Taxonomy | None = None,
+    adaptation: Adaptation = "none",
+    seed: int = 1234,
 ) -> FittedClassifier:
     """Fit one of the method's classifiers to all cells that have a label.
 
@@ -91,6 +99,8 @@ def fit_classifier(
       name: out of `classifiers.CLASSIFIERS`. Support vector machines get probabilities by Platt's scaling, fitted to
         held-out decisions.
       label: the column of labels.
+      taxonomy: maps labels to common classes; where it drops one, its cells are left out. None takes labels as they
+        are.
       adaptation: "own" scales vectors by the mean and sd of their own laboratory first, here and in every prediction.
       seed: of the fit.
 
@@ -98,8 +108,7 @@ def fit_classifier(
       InputError: an unknown classifier or column, fewer than two classes, or for a support vector machine a class of
         one cell.
     """
-    labelled, notes = _labelled(vectors, label)
-    labels = labelled.texts(label)
+    labelled, labels, notes = _labelled(vectors, label, taxonomy)
     there = "laboratory" in labelled.columns.column_names
     laboratories = labelled.texts("laboratory") if there else np.full(len(labelled), "training")
     classes, counts = np.unique(labels, return_counts=True)
@@ -113,7 +122,7 @@ def fit_classifier(
                 f"{name_some(classes[counts < 2])}: leave it out, or take another classifier"
             )
         classifier = CalibratedClassifierCV(classifier, cv=min(5, int(counts.min())), ensemble=False)
-    values = labelled.values if adaptation == "none" else in_own_units(labelled.values, laboratories)
+    values = labelled.values if adaptation == "none" else own_units(labelled.values, laboratories)
     classifier.fit(values, labels)
     if name == "mlp":
         notes.extend(classifier[-1].notes_)
@@ -196,34 +205,41 @@ def load_classifier(path: Path) -> FittedClassifier:
     return FittedClassifier(header, content["classifier"], Familiarity(kept["mean"], kept["scale"], tuple(references)))
 
 
-def in_own_units(
-    values: Float32[np.ndarray, "n d"], laboratories: Shaped[np.ndarray, " n"]
-) -> Float32[np.ndarray, "n d"]:
-    """Every component by its mean and sd over the cells of the same laboratory; one that does not vary becomes 0."""
+def own_units(values: Float32[np.ndarray, "n d"], laboratories: Shaped[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:
+    """Every vector in units of its own laboratory (see `adaptation.in_own_units`)."""
     scaled = np.empty_like(values)
     for laboratory in np.unique(laboratories):
         own = laboratories == laboratory
-        wide = values[own].astype(np.float64)
-        mean, spread = wide.mean(axis=0), wide.std(axis=0)
-        # Of equal numbers the computed mean, and so the spread, may be off by a rounding.
-        varies = spread > 1e-9 * np.abs(mean)
-        scaled[own] = np.where(varies, (wide - mean) / np.where(varies, spread, 1), 0)
+        scaled[own] = in_own_units(values[own], values[own])
     return scaled
 
 
-def _labelled(vectors: Vectors, label: str) -> tuple[Vectors, list[str]]:
-    """The cells with a label, and a note where some have none."""
+def _labelled(
+    vectors: Vectors, label: str, taxonomy: Taxonomy | None
+) -> tuple[Vectors, Shaped[np.ndarray, " n"], list[str]]:
+    """The cells with a label, their classes, and notes where some have none."""
     if label not in vectors.columns.column_names:
         raise InputError(
             f"the vectors have no column {label!r}, only {name_some(vectors.columns.column_names, 10)}: embed a table "
             "of images that has the labels, or name their column with --label"
         )
-    there = np.array([bool(value) or value == 0 for value in vectors.columns.column(label).to_pylist()])
+    given = [
+        None if value is None or value == "" else str(value) for value in vectors.columns.column(label).to_pylist()
+    ]
+    words = sorted(filter(None, set(given)))
+    common = {word: word if taxonomy is None else taxonomy.resolve(word) for word in words}
+    labels = np.array([common[value] or "" if value else "" for value in given], np.str_)
+    notes = []
+    without, dropped = given.count(None), sum(value is not None and not common[value] for value in given)
+    if without:
+        notes.append(f"{without} cells without a {label} are left out")
+    if dropped:
+        some = name_some(sorted(value for value, name in common.items() if not name))
+        notes.append(f"{dropped} cells that the taxonomy drops are left out: {some}")
+    there = labels != ""
     if not there.any():
-        raise InputError(f"no cell has a value in column {label!r}")
-    if there.all():
-        return vectors, []
-    return vectors.take(there), [f"{(~there).sum()} cells without a {label} are left out"]
+        raise InputError(f"no cell has a class in column {label!r}")
+    return vectors.take(there), labels[there], notes
 
 
 def _counted(labels: np.ndarray) -> tuple[list[str], list[int]]:

@@ -11,14 +11,14 @@ from jaxtyping import Float, Shaped
 
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.evaluation.familiarity import SetFamiliarity, of_set
-from dorl_jax.evaluation.fitted import FittedClassifier, in_own_units
+from dorl_jax.evaluation.fitted import FittedClassifier, own_units
 from dorl_jax.vectors import PROVENANCE, Vectors, from_table
 
 # With fewer cells the mean and sd of a laboratory say more of these cells than of it.
 FEW = 100
 # Of the provenance of vectors, what makes those of two models incomparable. The images, the machine and the type of the
 # arithmetic do not.
-_DECIDES = ("weights", "side", "resize", "zoom", "parity")
+_DECIDES = ("weights", "vector", "side", "resize", "zoom", "parity")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def predict(fitted: FittedClassifier, vectors: Vectors) -> Prediction:
             for name, count in zip(names.tolist(), counts.tolist(), strict=True)
             if count < FEW
         ]
-        values = in_own_units(values, laboratories)
+        values = own_units(values, laboratories)
     probabilities = fitted.probabilities(values)
     # Of the laboratory as it is: in its own units every one looks alike.
     p_values = fitted.familiarity.of_cells(vectors.values)

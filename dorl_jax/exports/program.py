@@ -4,6 +4,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +45,19 @@ def write_program(
 
     In it: `header.json`; two functions, each serialised by `jax.export` for any size of batch and for CPUs, CUDA and
     TPUs; and the weights, which both take as their first argument, so that they are stored once and a compiler need
-    not look at them. `margin` (b, side, side, 3) -> (b, 4 grid, 4 grid), above 0 on the cell; `vector`
-    (b, side, side, 3) -> (b, width). Images are uint8, RGB; what they are normalised by is inside.
+    not look at them. `margin(weights, images)` (b, 4 grid, 4 grid) is above 0 on the cell. `vector(weights, ...)`
+    (b, width) takes what the header names, uint8 all: "images" (b, side, side, 3), or where `zoom` is not 0 "windows",
+    those around the cells; "foreground" (b, grid, grid) and "crops", where the vector is made of them, too
+    (see `Cae.encode`).
 
-    Where `zoom` is 0, `vector` takes the image. Otherwise it takes the window around the cell. What is between the two
-    functions, the largest component at the image's own size and the cut, has no fixed shape, so that it stays with
-    the caller: `dorl_jax.data.cut.cut_cells`, which needs neither JAX nor the models.
+    What is between the two functions, the largest component at the image's own size and the cuts, has no fixed shape,
+    so that it stays with the caller: `dorl_jax.data.cut.cut_cells`, which needs neither JAX nor the models.
 
     Args:
       segmenter: merged, or without LoRA.
       cae: for its features.
       path: of the file.
-      zoom: see `dorl_jax.stages.extract.ExtractSettings`.
+      zoom: see `dorl_jax.data.cut.cut_cells`.
       provenance: plain values, put into the header.
 
     Raises:
@@ -68,47 +70,63 @@ def write_program(
     weights, structure = jax.tree.flatten(used)
     nothing = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), unused)
 
-    def export_function(function: Callable[[LoraSam, Cae, Any], Any]) -> bytes:
-        def of_weights(weights: list[Any], images: Any) -> Any:
+    def export_function(function: Callable[..., Any], *arrays: jax.ShapeDtypeStruct) -> bytes:
+        def of_weights(weights: list[Any], *arrays: Any) -> Any:
             zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), nothing)
-            both: Any = nnx.merge(graph, jax.tree.unflatten(structure, weights), zeros)
-            return function(both[0], both[1], images)
+            merged: Any = nnx.merge(graph, jax.tree.unflatten(structure, weights), zeros)
+            return function(*merged, *arrays)
 
         shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in weights]
-        return bytes(export.export(jax.jit(of_weights), platforms=PLATFORMS)(shapes, images).serialize())
+        return bytes(export.export(jax.jit(of_weights), platforms=PLATFORMS)(shapes, *arrays).serialize())
 
-    side, grid = segmenter.config.encoder.side, 4 * segmenter.config.encoder.grid[0]
-    images = jax.ShapeDtypeStruct(export.symbolic_shape(f"b, {side}, {side}, 3"), jnp.uint8)
+    shapes, taken = _inputs(segmenter, cae, zoom)
+    batch = export.symbolic_shape("b")
+    inputs = {name: jax.ShapeDtypeStruct((*batch, *shape), jnp.uint8) for name, shape in shapes.items()}
     names = [f"weight_{place:04d}" for place in range(len(weights))]
     header = {
         "format": _FORMAT,
-        "functions": {"margin": f"float32 (b, {grid}, {grid})", "vector": f"float32 (b, {cae.config.width})"},
+        "functions": {"margin": ["images"], "vector": taken},
+        "inputs": {name: f"uint8 (b, {', '.join(map(str, shape))})" for name, shape in shapes.items()},
         "weights": names,
         "platforms": PLATFORMS,
         "preprocessing": {
-            "images": f"uint8 (b, {side}, {side}, 3), RGB; normalised inside",
+            "channels": "RGB, 0..255; normalised inside",
             "resize": segmenter.config.resize,
             "zoom": zoom,
-            "vector_takes": f"the window around the cell, {zoom} times its size" if zoom else "the whole image",
         },
         "provenance": dict(provenance or {}),
         "jax": jax.__version__,
     }
-    with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as file:
+    with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as file:
         file.writestr("header.json", json.dumps(header, indent=1) + "\n")
-        file.writestr("margin", export_function(_margin))
-        file.writestr("vector", export_function(_vector))
+        file.writestr("margin", export_function(_margin, inputs["images"]))
+        file.writestr("vector", export_function(partial(_vector, taken), *(inputs[name] for name in taken)))
         for name, weight in zip(names, weights, strict=True):
             buffer = io.BytesIO()
             np.save(buffer, np.asarray(weight), allow_pickle=False)
             file.writestr(f"{name}.npy", buffer.getbuffer())
 
 
+def _inputs(segmenter: LoraSam, cae: Cae, zoom: float) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """Shapes of what the functions take, without the batch, and which of it `vector` takes."""
+    side, grid, pixels = segmenter.config.encoder.side, segmenter.config.encoder.grid[0], cae.config.pixel_size
+    first = "windows" if zoom else "images"
+    shapes: dict[str, tuple[int, ...]] = {"images": (side, side, 3), first: (side, side, 3)}
+    taken = [first]
+    if {"tokens", "features"} & set(cae.config.vector):
+        shapes["foreground"] = (grid, grid)
+        taken.append("foreground")
+    if "pixels" in cae.config.vector:
+        shapes["crops"] = (pixels, pixels, 3)
+        taken.append("crops")
+    return shapes, taken
+
+
 def _takes_part(path: tuple[Any, ...], value: Any) -> bool:
-    """Whether a function reads the variable: not what a merge keeps, and of the autoencoder its encoder."""
+    """Whether a function reads the variable: not what a merge keeps, and of the autoencoder its encoders."""
     if isinstance(value, Unmerged | nnx.LoRAParam):
         return False
-    return path[0] == 0 or path[1] == "encoder"
+    return path[0] == 0 or path[1] in ("encoder", "pixel_encoder")
 
 
 def _margin(segmenter: LoraSam, cae: Cae, images: Any) -> Any:
@@ -116,5 +134,6 @@ def _margin(segmenter: LoraSam, cae: Cae, images: Any) -> Any:
     return logits[..., 1] - logits[..., 0]
 
 
-def _vector(segmenter: LoraSam, cae: Cae, images: Any) -> Any:
-    return cae.encode(segmenter.sam.encode_image(images)["tokens"]).astype(jnp.float32)
+def _vector(taken: list[str], segmenter: LoraSam, cae: Cae, images: Any, *others: Any) -> Any:
+    given = {name: array.astype(jnp.float32) / 255 for name, array in zip(taken[1:], others, strict=True)}
+    return cae.encode(segmenter.sam.encode_image(images)["tokens"], **given).astype(jnp.float32)

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pytest
 import skops.io
 
+from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation import fitted as fitted_file
 from dorl_jax.evaluation.classifiers import CLASSIFIERS, make_classifier
-from dorl_jax.evaluation.fitted import fit_classifier, in_own_units, load_classifier, read_header, save_classifier
+from dorl_jax.evaluation.fitted import fit_classifier, load_classifier, own_units, read_header, save_classifier
 from dorl_jax.vectors import Vectors
 
 CLASSES = np.array(["basophil", "lymphocyte", "monocyte"])
@@ -82,14 +83,14 @@ def test_own_units() -> None:
     vectors = make_vectors()
     fitted = fit_classifier(vectors, "logistic_regression", adaptation="own")
     laboratories = vectors.texts("laboratory")
-    scaled = in_own_units(vectors.values, laboratories)
+    scaled = own_units(vectors.values, laboratories)
     for laboratory in ("north", "south"):
         own = scaled[laboratories == laboratory].astype(np.float64)
         np.testing.assert_allclose(own.mean(axis=0), 0, atol=1e-6)
         np.testing.assert_allclose(own.std(axis=0), 1, atol=1e-5)
     plain = make_classifier("logistic_regression", 1234).fit(scaled, vectors.texts("label"))
     np.testing.assert_array_equal(fitted.probabilities(scaled), plain.predict_proba(scaled))
-    constant = in_own_units(np.full((4, 2), 0.1, np.float32), np.array(["a"] * 4))
+    constant = own_units(np.full((4, 2), 0.1, np.float32), np.array(["a"] * 4))
     np.testing.assert_array_equal(constant, 0)
 
 
@@ -101,10 +102,30 @@ def test_cells_without_a_label_are_left_out() -> None:
     assert "40 cells without a kind are left out" in fitted.header.notes
 
 
+def test_labels_go_by_a_taxonomy() -> None:
+    taxonomy = Taxonomy(
+        "own", ("neutrophil", "monocyte"), {"SNE": "neutrophil", "MO": "monocyte"}, frozenset({"smudge"})
+    )
+    kinds = (["SNE", "MO", "neutrophil", "smudge", "sne", None] * 20)[:120]
+    vectors = make_vectors(kind=kinds)
+    fitted = fit_classifier(vectors, "logistic_regression", label="kind", taxonomy=taxonomy)
+    assert fitted.header.classes == ("monocyte", "neutrophil")
+    assert {label: sum(cells[label] for cells in fitted.header.cells.values()) for label in taxonomy.classes} == {
+        "neutrophil": 60,
+        "monocyte": 20,
+    }
+    assert fitted.header.notes[:2] == (
+        "20 cells without a kind are left out",
+        "20 cells that the taxonomy drops are left out: smudge",
+    )
+    with pytest.raises(InputError, match="unknown label 'basophil'"):
+        fit_classifier(vectors, "logistic_regression", taxonomy=taxonomy)
+
+
 def test_what_cannot_be_fitted() -> None:
     for kinds, name, message in (
         (["a"] * 120, "logistic_regression", "all 120 cells are of one class, 'a'"),
-        ([None] * 120, "logistic_regression", "no cell has a value in column 'kind'"),
+        ([None] * 120, "logistic_regression", "no cell has a class in column 'kind'"),
         (["a"] * 119 + ["b"], "svm_linear", "and there is one b"),
         (["a"] * 60 + ["b"] * 60, "svm", "unknown classifier 'svm'"),
     ):

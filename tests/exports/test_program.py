@@ -3,7 +3,11 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.export
@@ -11,9 +15,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from jaxtyping import config as jaxtyping_config
-from small_run import write_small_run
+from small_run import CAE, write_small_run
 
 from dorl_jax.cli import main
+from dorl_jax.data.cut import cut_cells
+from dorl_jax.data.resize import resize_image
+from dorl_jax.data.views import small_crop
 from dorl_jax.dorl import DoRL
 from dorl_jax.exports.program import PLATFORMS, write_program
 from dorl_jax.models import Cae, CaeConfig, ImageEncoderConfig, LoraConfig, LoraSam, MaskDecoderConfig, SamConfig
@@ -100,6 +107,17 @@ def test_jax_alone_gives_the_same_vectors(models, symbols, tmp_path: Path) -> No
     assert encoder < stored < everything - sum(leaf.size for leaf in jax.tree.leaves(nnx.state(cae.image_head)))
 
 
+def load(path: Path) -> tuple[dict[str, Any], dict[str, Callable[..., np.ndarray]]]:
+    with np.load(path) as file:
+        header = json.loads(file["header.json"])
+        weights = [file[name] for name in header["weights"]]
+        programs = {name: jax.export.deserialize(bytearray(file[name])) for name in header["functions"]}
+    return header, {
+        name: partial(lambda run, *arrays: np.asarray(run(weights, *arrays)), program.call)
+        for name, program in programs.items()
+    }
+
+
 @pytest.mark.slow
 def test_a_run_is_exported(symbols, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_small_run(tmp_path / "run", zoom=0.0)
@@ -108,11 +126,31 @@ def test_a_run_is_exported(symbols, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "images (b, 32, 32, 3) to vectors (b, 24), for cpu, cuda, tpu" in capsys.readouterr().out
     images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
     expected = DoRL.load(run).embed(images)
-    with np.load(path) as file:
-        header = json.loads(file["header.json"])
-        program = jax.export.deserialize(bytearray(file["vector"]))
-        found = np.asarray(program.call([file[name] for name in header["weights"]], images))
+    header, functions = load(path)
+    assert header["functions"]["vector"] == ["images"]
+    found = functions["vector"](images)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     assert header["provenance"]["weights"] == DoRL.load(run).provenance["weights"]
     assert main(["export", str(tmp_path), "--to", str(path)]) == 2
     assert "no run at" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_functions_with_the_cut_between(symbols, tmp_path: Path) -> None:
+    """Images of any size, a window, and a vector of all that it can be made of."""
+    config = replace(CAE, vector=("cls", "tokens", "features", "pixels"), pixel_channels=(8, 16), pixel_size=16)
+    dorl = DoRL.load(write_small_run(tmp_path / "run", cae=config))
+    path = tmp_path / "model.jaxexport"
+    write_program(dorl.lora_sam, dorl.cae, path, zoom=dorl.zoom)
+    rng = np.random.default_rng(2)
+    images = [rng.integers(0, 256, (40 + 7 * place, 60 - 5 * place, 3), np.uint8) for place in range(4)]
+    expected = dorl.embed(images, batch_size=4)
+    header, functions = load(path)
+    assert header["functions"]["vector"] == ["windows", "foreground", "crops"]
+    margins = functions["margin"](np.stack([resize_image(image, 32) for image in images]))
+    cut = cut_cells(images, margins, dorl.cae.config.image_size, 4, zoom=header["preprocessing"]["zoom"], view_size=32)
+    assert not cut.empty.all()
+    crops = np.stack([small_crop(crop, 16) for crop in cut.crops])
+    found = functions["vector"](cut.views, cut.foreground, crops)
+    assert found.shape == (4, 24 + 48 + 48 + 16)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())

@@ -65,7 +65,8 @@ def fit(
     last: list[dict[str, Any]] = []
     with tqdm(range(steps), name, unit="step", disable=not progress) as bar:
         for index in bar:
-            state, losses = step(state, rest, dict(next(batches)))
+            batch = {key: jnp.asarray(array) for key, array in next(batches).items()}
+            state, losses = step(state, rest, batch)
             if index >= steps - max(1, steps // 10):
                 last.append(losses)
     means = {key: float(np.mean([float(losses[key]) for losses in last])) for key in last[0]}

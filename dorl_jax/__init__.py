@@ -1,5 +1,11 @@
 """Laboratory-invariant representations of blood cells, in JAX and Flax NNX."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dorl_jax.dorl import DoRL
+
+__all__ = ["DoRL", "__version__"]
 __version__ = "0.1.0"
 
 

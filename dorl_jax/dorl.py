@@ -83,7 +83,7 @@ class DoRL:
     @property
     def width(self) -> int:
         """Numbers in a vector."""
-        return self.cae.config.width
+        return self.cae.config.vector_size
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class DoRL:
         dtype: Dtype = "float32",
         workers: int = -1,
         progress: bool = False,
-    ) -> Float32[np.ndarray, "n c"]:
+    ) -> Float32[np.ndarray, "n d"]:
         """One vector an image.
 
         Args:

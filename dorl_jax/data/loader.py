@@ -2,7 +2,7 @@
 
 import sys
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -242,6 +242,7 @@ def array_batches(
     seed: int,
     groups: Int[np.ndarray, " n"] | Sequence[int | str] | None = None,
     *,
+    change: Callable[[dict[str, np.ndarray], np.random.Generator], dict[str, np.ndarray]] | None = None,
     workers: int = 0,
     share: Share = WHOLE,
 ) -> Batches:
@@ -254,6 +255,7 @@ def array_batches(
       seed: 0..2**32 - 1.
       groups: a number or name a row, the domain for instance. The groups then take turns, each with epochs of
         its own, so that every batch holds all groups in equal shares. None takes all rows alike.
+      change: gives a row as it goes into a batch, changed at random, anew each time; with workers, what can be pickled.
       workers: processes that read batches ahead; 0 reads in threads of this one, -1 see `worker_count`.
       share: the part of each batch that is returned.
 
@@ -272,7 +274,11 @@ def array_batches(
     count = next(iter(lengths.values()))
     if not count:
         raise InputError("no rows to make batches of")
-    rows = _shuffled(count, groups, seed).map(_PrepareRow(arrays))
+    order = _shuffled(count, groups, seed)
+    if change is None:
+        rows = order.map(_PrepareRow(arrays))
+    else:
+        rows = order.random_map(_ChangeRow(arrays, change), seed=_derive(seed, 1))
     return _endless(rows, batch_size, workers, share)
 
 
@@ -362,6 +368,14 @@ class _PrepareRow:
 
     def __call__(self, index: int) -> dict[str, np.ndarray]:
         return {name: np.asarray(array[index]) for name, array in self._arrays.items()}
+
+
+class _ChangeRow:
+    def __init__(self, arrays: Mapping[str, Any], change: Callable[..., dict[str, np.ndarray]]) -> None:
+        self._read, self._change = _PrepareRow(arrays), change
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return self._change(self._read(index), rng)
 
 
 def _shuffled(rows: int, groups: Sequence[Any] | np.ndarray | None, seed: int) -> grain.MapDataset:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,20 @@ class Manifest:
         if laboratory not in self.laboratories:
             raise no_laboratory(laboratory, self.laboratories)
         return tuple(cell for cell in self.cells if cell.laboratory == laboratory)
+
+    def without(self, laboratories: Sequence[str]) -> "Manifest":
+        """The cells of all other laboratories.
+
+        Raises:
+          InputError: no such laboratory, or none is left.
+        """
+        for name in laboratories:
+            if name not in self.laboratories:
+                raise no_laboratory(name, self.laboratories)
+        left = tuple(name for name in self.laboratories if name not in laboratories)
+        if not left:
+            raise InputError(f"no laboratory is left without {name_some(laboratories)}")
+        return replace(self, cells=tuple(cell for cell in self.cells if cell.laboratory in left), laboratories=left)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Laboratory -> class -> number of cells, zeros included."""

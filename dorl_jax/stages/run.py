@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dorl_jax import __version__, config
+from dorl_jax.data.groups import cached_groups
 from dorl_jax.data.manifest import Manifest, load_cells
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import write_text
@@ -74,6 +75,10 @@ class Run:
         """The accepted cells."""
         return load_cells(self.folder / "data" / "cells.parquet")
 
+    def seen_cells(self) -> Manifest:
+        """Those of them that trainings may see."""
+        return self.cells().without(self.settings.data.unseen)
+
     def mark(self, stage: Stage) -> str:
         """Fingerprint of all a stage's output depends on: its settings and those of the stages before it."""
         before = STAGES[: STAGES.index(stage) + 1]
@@ -91,7 +96,7 @@ def _prepare(run: Run) -> Any:
 
 def _finetune_sam(run: Run) -> Any:
     out = run.folder / "finetune_sam"
-    return finetune_sam(run.cells(), out, run.settings.finetune_sam, progress=run.progress)
+    return finetune_sam(run.seen_cells(), out, run.settings.finetune_sam, progress=run.progress)
 
 
 def _extract(run: Run) -> Any:
@@ -107,7 +112,14 @@ def _extract(run: Run) -> Any:
 
 def _train_cae(run: Run) -> Any:
     store = run.folder / "extract" / "store"
-    return train_cae(run.cells(), store, run.folder / "train_cae", run.settings.train_cae, progress=run.progress)
+    return train_cae(
+        run.cells(),
+        store,
+        run.folder / "train_cae",
+        run.settings.train_cae,
+        unseen=run.settings.data.unseen,
+        progress=run.progress,
+    )
 
 
 def _embed(run: Run) -> Any:
@@ -122,8 +134,11 @@ def _embed(run: Run) -> Any:
 
 
 def _evaluate(run: Run) -> Any:
-    latents = run.folder / "embed" / "latents.parquet"
-    return evaluate(latents, run.folder / "evaluation", run.settings.evaluate, progress=run.progress)
+    settings, out = run.settings.evaluate, run.folder / "evaluation"
+    groups = None
+    if settings.grouped and not settings.parity:
+        groups = cached_groups(run.cells(), out / "groups.parquet", progress=run.progress)
+    return evaluate(run.folder / "embed" / "latents.parquet", out, settings, progress=run.progress, groups=groups)
 
 
 def _report(run: Run) -> Any:

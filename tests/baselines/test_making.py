@@ -27,6 +27,8 @@ def test_vectors_are_those_of_the_cells(cells: Cells, store_folder: Path, tmp_pa
     assert latents.ids.tolist() == cells.ids
     assert latents.laboratories.tolist() == [cell.laboratory for cell in cells.manifest.cells]
     assert latents.labels.tolist() == [cell.label for cell in cells.manifest.cells]
+    assert latents.seen is not None
+    assert set(latents.seen) == {"unlabelled"}
     np.testing.assert_allclose(latents.vectors[7], cells.features[7].mean(axis=(0, 1)), atol=1e-6)
 
 
@@ -55,6 +57,18 @@ def test_what_is_there_is_not_made_again(
     (tmp_path / "resnet.json").write_text("{")
     make(cells, store_folder, tmp_path, "resnet", resnet=ResNetSettings(steps=4))
     assert made[-1] == "4 0"
+
+
+def test_what_was_seen_is_told(cells: Cells) -> None:
+    first, second = cells.manifest.laboratories
+    unseen = replace(cells, unseen=(second,))
+    assert [cells.manifest.cells[place].laboratory for place in unseen.training] == [first] * 20
+    assert not unseen.domains.any()
+    vectors = np.zeros((len(cells), 1), np.float32)
+    for source, expected in (("", ["unlabelled", "no"]), (second, ["unlabelled", "labelled"])):
+        seen = unseen.latents(vectors, source).seen
+        assert seen is not None
+        assert seen.tolist() == [expected[0]] * 20 + [expected[1]] * 20
 
 
 def test_names_and_stores_that_are_refused(cells: Cells, store_folder: Path, tmp_path: Path) -> None:

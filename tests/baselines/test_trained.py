@@ -11,6 +11,7 @@ from dorl_jax.baselines import resnet as resnet_module
 from dorl_jax.baselines.ae_cfe import AeCfeSettings, ae_cfe, moment_discrepancy
 from dorl_jax.baselines.bc_sam import BcSamSettings, bc_sam, scaled_config
 from dorl_jax.baselines.cells import Cells
+from dorl_jax.baselines.fitting import image_target
 from dorl_jax.baselines.resnet import ResNetSettings, resnet
 from dorl_jax.baselines.tokens import mean_tokens, pool, pooled_tokens
 from dorl_jax.errors import InputError
@@ -60,6 +61,15 @@ def test_the_distance_of_moments_is_that_of_pytorch() -> None:
 def test_bc_sam_has_the_original_shape_at_the_original_width() -> None:
     assert scaled_config(768, 50) == ConvAutoencoderConfig()
     assert scaled_config(192, 50).decoder_channels == (38, 50, 64, 50, 45, 38, 32)
+    half = scaled_config(192, 50, 64)
+    assert (half.decoder_channels, len(half.decoder_layers)) == ((38, 50, 64, 50, 45, 32), 7)
+
+
+def test_targets_are_means_of_pixels() -> None:
+    crops = RNG.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
+    small = np.asarray(image_target(crops, 4))
+    np.testing.assert_allclose(small[1, 2, 3], crops[1, 4:6, 6:8].mean(axis=(0, 1)) / 255, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(image_target(crops, 8)), crops / 255, rtol=1e-6)
 
 
 def test_ae_cfe_wants_its_grid(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:

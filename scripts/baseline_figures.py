@@ -3,9 +3,9 @@
     python scripts/baseline_figures.py runs/real_cells baselines.names='["colour_texture","resnet"]'
 
 RUN is the folder of a run that is extracted. Vectors go to RUN/baselines. For every ordered pair of laboratories a
-balanced logistic regression (C = 0.05) is trained on all cells of the first and tested on all of the second; "own" first
-standardises each laboratory by its own mean and sd, otherwise the source's serve both. In-domain figures are those of
-five stratified folds (seed 1234). Prints Markdown, accuracy / macro-F1 in %.
+balanced logistic regression (C = 0.05) is trained on all cells of the first and tested on all of the second; "own"
+first standardises each laboratory by its own mean and sd, otherwise the source's serve both. In-domain figures are
+those of five stratified folds (seed 1234). Prints Markdown, accuracy / macro-F1 in %.
 """
 
 import argparse

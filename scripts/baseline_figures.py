@@ -27,6 +27,8 @@ from dorl_jax.evaluation.classifiers import make_classifier
 from dorl_jax.evaluation.latents import Latents
 
 _CLASSIFIER = "logistic_regression_balanced"
+# Of what class frequencies give: a balanced one would forget them.
+_UNWEIGHTED = "logistic_regression"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def main() -> None:
         seconds = time.perf_counter() - begun
         vectors = read_baseline(out, name)
         width = next(iter(vectors.values())).vectors.shape[1]
-        found = " | ".join(f"{100 * accuracy:.1f} / {100 * f1:.1f}" for accuracy, f1 in figures(vectors))
+        kind = _UNWEIGHTED if name == "majority" else _CLASSIFIER
+        found = " | ".join(f"{100 * accuracy:.1f} / {100 * f1:.1f}" for accuracy, f1 in figures(vectors, kind))
         print(f"| {name} | {width} | {found} | {seconds:.0f} |", flush=True)
 
 
@@ -64,7 +67,7 @@ def one(settings: BaselineSettings, name: str) -> BaselineSettings:
     return config.build(BaselineSettings, {**config.as_tree(settings), "names": [name]})
 
 
-def figures(vectors: dict[str, Latents]) -> list[np.ndarray]:
+def figures(vectors: dict[str, Latents], kind: str) -> list[np.ndarray]:
     """Accuracy and macro-F1: across in the source's units, across in own units, in-domain."""
     laboratories = np.unique(next(iter(vectors.values())).laboratories)
     across: dict[str, list[tuple[float, float]]] = {"source": [], "own": []}
@@ -73,26 +76,25 @@ def figures(vectors: dict[str, Latents]) -> list[np.ndarray]:
         latents = vectors.get(source) or vectors[""]
         for units, ones in (("source", latents), ("own", standardise_by_laboratory(latents))):
             of_source = ones.laboratories == source
-            classifier = make_classifier(_CLASSIFIER, 0).fit(ones.vectors[of_source], ones.labels[of_source])
+            classifier = make_classifier(kind, 0).fit(ones.vectors[of_source], ones.labels[of_source])
             for target in laboratories[laboratories != source]:
                 tested = ones.laboratories == target
                 across[units].append(scores(ones.labels[tested], classifier.predict(ones.vectors[tested])))
-        inside += folds(latents.vectors[latents.laboratories == source], latents.labels[latents.laboratories == source])
+        own = latents.laboratories == source
+        inside += folds(latents.vectors[own], latents.labels[own], kind)
     return [np.mean(found, axis=0) for found in (across["source"], across["own"], inside)]
 
 
-def folds(vectors: np.ndarray, labels: np.ndarray) -> list[tuple[float, float]]:
+def folds(vectors: np.ndarray, labels: np.ndarray, kind: str) -> list[tuple[float, float]]:
     """Scores of each fold of one laboratory."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         parts = list(StratifiedKFold(5, shuffle=True, random_state=1234).split(vectors, labels))
-    return [
-        scores(
-            labels[tested],
-            make_classifier(_CLASSIFIER, 0).fit(vectors[fitted], labels[fitted]).predict(vectors[tested]),
-        )
-        for fitted, tested in parts
-    ]
+    found = []
+    for fitted, tested in parts:
+        classifier = make_classifier(kind, 0).fit(vectors[fitted], labels[fitted])
+        found.append(scores(labels[tested], classifier.predict(vectors[tested])))
+    return found
 
 
 def scores(labels: np.ndarray, called: np.ndarray) -> tuple[float, float]:

@@ -8,6 +8,7 @@ decoders are a setting.
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from dorl_jax.baselines.cells import Cells
-from dorl_jax.baselines.fitting import autoencoder_batches, compiled_step, encode_all, fit
+from dorl_jax.baselines.fitting import autoencoder_batches, compiled_step, encode_all, fit, image_target
 from dorl_jax.config import setting
 from dorl_jax.errors import InputError
 from dorl_jax.losses import mean_discrepancy, ssim
@@ -31,9 +32,9 @@ _GRID = 14
 _ENCODER = ((3, 1), (3, 2), (3, 1), (2, 1), (2, 1))
 _CHANNELS = (200, 150, 100, 70, 60)
 _GROUPS = (20, 30, 10, 10, 20)
-# (kernel, stride) of the decoders: 1 to 5, 12, 14; and on to 31, 63, 127, 128, 128.
+# (kernel, stride) of the decoders: 1 to 5, 12, 14; and on to 31, 63, 127, 128, 128, or 31, 63, 64, 64.
 _FEATURE_DECODER = ((5, 1), (4, 2), (3, 1))
-_IMAGE_DECODER = ((5, 2), (3, 2), (3, 2), (2, 1), (1, 1))
+_IMAGE_DECODERS = {128: ((5, 2), (3, 2), (3, 2), (2, 1), (1, 1)), 64: ((5, 2), (3, 2), (2, 1), (1, 1))}
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ class AeCfeSettings:
     """AE-CFE's autoencoder; what is not the original's says so."""
 
     steps: int = setting(300, "optimiser steps (the original: 150 epochs)")
-    batch_size: int = setting(64, "cells a step (the original: 500)")
+    batch_size: int = setting(32, "cells a step (the original: 500)")
     learning_rate: float = setting(1e-3, "of Adam, falling to 0 with a cosine (the original: constant)")
     discrepancy: float = setting(5.0, "weight of the distance between means and covariances of laboratories")
     latent: int = setting(50, "size of the vector")
+    image_size: Literal[64, 128] = setting(64, "side of the image that is drawn, in pixels (the original: 128)")
     image_channels: int = setting(32, "channels of the image decoder (the original: 200 to 128)")
 
 
@@ -56,6 +58,7 @@ class AeCfe(nnx.Module):
         width: int,
         latent: int,
         image_channels: int,
+        image_size: int,
         mean: Float32[np.ndarray, " c"],
         std: Float32[np.ndarray, " c"],
         *,
@@ -75,7 +78,8 @@ class AeCfe(nnx.Module):
             for channels, groups in zip(_CHANNELS, _GROUPS, strict=True)
         )
         self.feature_decoder = _decoder((latent, 150, 200, width), _FEATURE_DECODER, rngs)
-        self.image_decoder = _decoder((width, *[image_channels] * 4, 3), _IMAGE_DECODER, rngs)
+        layers = _IMAGE_DECODERS[image_size]
+        self.image_decoder = _decoder((width, *[image_channels] * (len(layers) - 1), 3), layers, rngs)
 
     def standardise(self, features: Float[AnyArray, "b 14 14 c"]) -> Float[Array, "b 14 14 c"]:
         """Channels of mean 0 and sd 1."""
@@ -93,7 +97,7 @@ class AeCfe(nnx.Module):
         return jnp.tanh(x[:, 0, 0])
 
     def __call__(self, features: Float[AnyArray, "b 14 14 c"]) -> dict[str, Array]:
-        """fp32 "latent" (B, d), "feature" (B, 14, 14, c), standardised, and "image" (B, 128, 128, 3), 0..1."""
+        """fp32 "latent" (B, d), "feature" (B, 14, 14, c), standardised, and "image" (B, S, S, 3), 0..1."""
         latent = self.encode(features)
         feature = _decode(self.feature_decoder, latent[:, None, None])
         image = jax.nn.sigmoid(_decode(self.image_decoder, feature))
@@ -130,7 +134,7 @@ def moment_discrepancy(
 
 
 def ae_cfe(cells: Cells, settings: AeCfeSettings, seed: int, *, progress: bool = True) -> Float32[np.ndarray, "n d"]:
-    """The vectors of an autoencoder that is trained on these cells; no label is used.
+    """The vectors of an autoencoder that is trained on the cells that may train; no label is used.
 
     Raises:
       InputError: the features are not on a grid of 14 x 14.
@@ -139,9 +143,10 @@ def ae_cfe(cells: Cells, settings: AeCfeSettings, seed: int, *, progress: bool =
     if grid != _GRID:
         raise InputError(f"AE-CFE reads features on a grid of {_GRID} x {_GRID}, the store has {grid} x {grid}")
     mean, std = _statistics(cells)
-    model = AeCfe(width, settings.latent, settings.image_channels, mean, std, rngs=nnx.Rngs(seed))
+    shape = (width, settings.latent, settings.image_channels, settings.image_size)
+    model = AeCfe(*shape, mean, std, rngs=nnx.Rngs(seed))
     optimiser = optax.adam(warmup_cosine(settings.learning_rate, settings.steps // 20, settings.steps))
-    step = compiled_step(model, _objective(len(cells.manifest.laboratories), settings.discrepancy), optimiser)
+    step = compiled_step(model, _objective(int(cells.domains.max()) + 1, settings.discrepancy), optimiser)
     with closing(autoencoder_batches(cells, settings.batch_size, seed)) as batches:
         fit(model, step, batches, optimiser, settings.steps, seed=seed, name="AE-CFE", progress=progress)
     return encode_all(_encode, model, cells.features, settings.batch_size)
@@ -151,7 +156,7 @@ def _objective(domains: int, weight: float) -> LossFunction:
     def objective(model: AeCfe, batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
         features = batch["feature"].astype(jnp.float32)
         out = model(features)
-        similarity = ssim(out["image"], batch["crop"].astype(jnp.float32) / 255)
+        similarity = ssim(out["image"], image_target(batch["crop"], out["image"].shape[1]))
         mse = jnp.mean((out["feature"] - model.standardise(features)) ** 2)
         discrepancy = moment_discrepancy(out["latent"], batch["domain"], domains)
         loss = 1 - similarity + mse + weight * discrepancy
@@ -161,8 +166,8 @@ def _objective(domains: int, weight: float) -> LossFunction:
 
 
 def _statistics(cells: Cells, most: int = 500) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd of each channel over at most `most` evenly spaced cells."""
-    places = range(0, len(cells), max(1, len(cells) // most))
+    """Mean and sd of each channel over some `most` evenly spaced cells of those that train."""
+    places = cells.training[:: max(1, len(cells.training) // most)]
     features = np.stack([cells.features[place] for place in places]).astype(np.float32)
     std = features.std(axis=(0, 1, 2))
     return features.mean(axis=(0, 1, 2)), np.maximum(std, 1e-3 * std.max())  # a channel that never changes

@@ -1,10 +1,11 @@
 """What baselines learn from: the cells of a run as the stage `extract` left them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 from dorl_jax.data.manifest import Manifest
 from dorl_jax.evaluation.latents import Latents
@@ -17,11 +18,13 @@ class Cells:
 
     Attributes:
       manifest: laboratory, label and group of each.
-      store: of the same cells, with the fields "feature", "crop", "foreground" and "empty".
+      store: of the same cells, with the fields "feature", "crop" and "foreground".
+      unseen: laboratories whose cells do not train anything; the segmenter neither.
     """
 
     manifest: Manifest
     store: Store
+    unseen: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.manifest.cells)
@@ -41,10 +44,15 @@ class Cells:
         return np.array([cell.label for cell in self.manifest.cells])
 
     @property
-    def domains(self) -> np.ndarray:
-        """Number of each cell's laboratory, in the manifest's order."""
-        number = {name: place for place, name in enumerate(self.manifest.laboratories)}
-        return np.array([number[cell.laboratory] for cell in self.manifest.cells], np.int32)
+    def training(self) -> list[int]:
+        """Places of the cells that may train without their labels."""
+        return [place for place, cell in enumerate(self.manifest.cells) if cell.laboratory not in self.unseen]
+
+    @property
+    def domains(self) -> Int32[np.ndarray, " t"]:
+        """Number of the laboratory of each cell that trains, in the manifest's order."""
+        number = {name: place for place, name in enumerate(self.manifest.without(self.unseen).laboratories)}
+        return np.array([number[self.manifest.cells[place].laboratory] for place in self.training], np.int32)
 
     @property
     def features(self) -> Rows:
@@ -60,22 +68,39 @@ class Cells:
         """Share of each token that is cell, 0..255."""
         return self.store["foreground"][place]
 
-    def latents(self, vectors: Float32[np.ndarray, "n d"]) -> Latents:
-        """The vectors as those of these cells."""
+    def latents(self, vectors: Float32[np.ndarray, "n d"], source: str = "") -> Latents:
+        """The vectors as those of these cells.
+
+        Args:
+          vectors: in the order of the cells.
+          source: laboratory whose labels they know; "" for none.
+        """
+        laboratories = self.laboratories
+        # The segmenter, at least, was trained on the others, without their classes.
+        seen = np.where(np.isin(laboratories, self.unseen), "no", "unlabelled")
+        groups = np.array([cell.group for cell in self.manifest.cells])
         return Latents(
             ids=np.array(self.ids),
-            laboratories=self.laboratories,
+            laboratories=laboratories,
             labels=self.labels,
             vectors=np.asarray(vectors, np.float32),
+            groups=groups if (groups != "").any() else None,
+            seen=np.where(laboratories == source, "labelled", seen),
         )
 
 
-def open_cells(manifest: Manifest, store_folder: Path) -> Cells:
+def open_cells(manifest: Manifest, store_folder: Path, unseen: Sequence[str] = ()) -> Cells:
     """The cells of a run.
 
+    Args:
+      manifest: its cells.
+      store_folder: what the stage `extract` wrote of them.
+      unseen: laboratories whose cells do not train anything.
+
     Raises:
-      InputError: no store, or one of other cells.
+      InputError: no store, one of other cells, or an unknown laboratory.
     """
+    manifest.without(unseen)  # a wrong name is told before anything is read
     store = Store(store_folder)
     store.require_ids([cell.id for cell in manifest.cells])
-    return Cells(manifest, store)
+    return Cells(manifest, store, tuple(unseen))

@@ -85,7 +85,8 @@ def _unstretched(
     longer = max(wide, high)
     size = (max(32, round(_SIDE * wide / longer)), max(32, round(_SIDE * high / longer)))
     stretched = cv2.resize(crop, size, interpolation=cv2.INTER_AREA)
-    return stretched, cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+    # Of a mirrored mask the mirror image, which the nearest pixel would not give.
+    return stretched, cv2.resize(mask * np.uint8(255), size, interpolation=cv2.INTER_AREA) > 127
 
 
 def _channels(crop: UInt8[np.ndarray, "h w 3"]) -> Float32[np.ndarray, "h w 9"]:

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import Array, Float, UInt8
 from tqdm.auto import tqdm
 
 from dorl_jax.baselines.cells import Cells
 from dorl_jax.data.loader import Batches, array_batches
 from dorl_jax.errors import InputError
+from dorl_jax.models.layers import AnyArray
+from dorl_jax.store import Places
 from dorl_jax.training.step import LossFunction, Step, init_state, make_step
 
 
@@ -64,11 +67,11 @@ def fit(
     state = init_state(jax.tree.map(jnp.copy, trained), optimiser, seed)
     last: list[dict[str, Any]] = []
     with tqdm(range(steps), name, unit="step", disable=not progress) as bar:
-        for index in bar:
-            batch: Any = dict(next(batches))
+        for _ in bar:
+            batch = {key: jnp.asarray(array) for key, array in next(batches).items()}
+            jax.block_until_ready(last[-1:])  # no more than two steps are under way
             state, losses = step(state, rest, batch)
-            if index >= steps - max(1, steps // 10):
-                last.append(losses)
+            last = [*last, losses][-max(1, steps // 10) :]
     means = {key: float(np.mean([float(losses[key]) for losses in last])) for key in last[0]}
     if not np.isfinite(means["loss"]):
         raise InputError(f"{name}: the loss is {means['loss']} after {steps} steps: lower the learning rate")
@@ -81,8 +84,21 @@ def autoencoder_batches(cells: Cells, batch_size: int, seed: int) -> Batches:
 
     So that no laboratory is missing where their means are compared.
     """
-    arrays = {"feature": cells.features, "crop": cells.crops, "domain": cells.domains}
-    return array_batches(arrays, batch_size, seed, cells.domains.tolist())
+    domains = cells.domains
+    arrays = {
+        "feature": Places(cells.features, cells.training),
+        "crop": Places(cells.crops, cells.training),
+        "domain": domains,
+    }
+    return array_batches(arrays, batch_size, seed, domains.tolist())
+
+
+def image_target(crops: UInt8[AnyArray, "b s s 3"], size: int) -> Float[Array, "b t t 3"]:
+    """Crops of 0..255 as images of 0..1, at a side that theirs is a multiple of."""
+    batch, side, _, channels = crops.shape
+    parts = side // size
+    images = jnp.asarray(crops, jnp.float32) / 255
+    return images.reshape(batch, size, parts, size, parts, channels).mean(axis=(2, 4))
 
 
 def gather_statistics(model: nnx.Module, batches: Iterator[Mapping[str, np.ndarray]], name: str, count: int) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -51,7 +51,13 @@ _Vectors = Mapping[str, np.ndarray]
 
 
 def baselines(
-    manifest: Manifest, store_folder: Path, out: Path, settings: BaselineSettings, *, progress: bool = True
+    manifest: Manifest,
+    store_folder: Path,
+    out: Path,
+    settings: BaselineSettings,
+    *,
+    unseen: Sequence[str] = (),
+    progress: bool = True,
 ) -> dict[str, tuple[Path, ...]]:
     """Make the vectors of every named baseline.
 
@@ -63,6 +69,7 @@ def baselines(
       store_folder: what the stage `extract` wrote of them.
       out: folder, made where it is missing.
       settings: see there.
+      unseen: laboratories whose cells do not train anything but the network of their own labels.
       progress: show bars.
 
     Returns:
@@ -75,7 +82,7 @@ def baselines(
         _check(name)
     if len(set(settings.names)) < len(settings.names):
         raise InputError(f"a baseline is named twice: {', '.join(settings.names)}")
-    cells = open_cells(manifest, store_folder)
+    cells = open_cells(manifest, store_folder, unseen)
     makers = _makers(cells, settings, progress)
     files = {}
     for name in settings.names:
@@ -87,7 +94,7 @@ def baselines(
             mark.unlink(missing_ok=True)
             vectors = makers[name]()
             for source, values in vectors.items():
-                write_latents(cells.latents(values), _file(out, name, source))
+                write_latents(cells.latents(values, source), _file(out, name, source))
             known = {"fingerprint": made, "sources": list(vectors)}
             write_text(mark, json.dumps(known, indent=1) + "\n")
         files[name] = tuple(_file(out, name, source) for source in known["sources"])
@@ -134,6 +141,7 @@ def _made_with(name: str, cells: Cells, settings: BaselineSettings) -> dict[str,
         "version": __version__,
         "store": cells.store.signature,
         "ids": cells.ids,
+        "unseen": cells.unseen,
         # Of those that learn from labels they are part of it.
         "labels": cells.labels.tolist(),
         "settings": asdict(own) if own is not None else {},

@@ -185,14 +185,16 @@ def _folds(
         raise InputError(
             f"resnet.folds = {folds}: take 2 or more, and no more than {name} has cells (or groups), {number}"
         )
-    splitter = StratifiedKFold if number == len(rows) else StratifiedGroupKFold
-    # One class more than there are: rare classes are put together, or scikit-learn warns of them.
+    # Classes with fewer cells than folds are put together, for scikit-learn warns of such.
     counts = np.bincount(targets)
     strata = np.where(counts[targets] < folds, len(counts), targets)
     if (strata == len(counts)).sum() < folds:
         strata = np.where(strata == len(counts), counts.argmax(), strata)
     result = np.zeros(len(rows), int)
-    parts = splitter(folds, shuffle=True, random_state=seed).split(rows, strata, groups)
+    if number == len(rows):
+        parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, strata)
+    else:
+        parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(rows, strata, groups)
     for fold, (_, tested) in enumerate(parts):
         result[tested] = fold
     return result

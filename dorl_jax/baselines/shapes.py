@@ -29,7 +29,9 @@ def shape_numbers(region: Bool[np.ndarray, "h w"]) -> list[float]:
     points = np.concatenate(outlines)
     perimeter = sum(cv2.arcLength(outline, True) for outline in outlines)
     filled = cv2.drawContours(np.zeros_like(pixels), outlines, -1, 1, cv2.FILLED)
-    hull = cv2.fillConvexPoly(np.zeros_like(pixels), cv2.convexHull(points), 1).sum()
+    # The hull of the pixels themselves, not of their middles: a unit square laid along it.
+    wide, high = np.ptp(points[:, 0], axis=0)
+    hull = cv2.contourArea(cv2.convexHull(points)) + wide + high + 1
     (_, sides, _) = cv2.minAreaRect(points)
     # A rectangle through the middles of pixels is half a pixel too small on each side.
     rectangle = (sides[0] + 1) * (sides[1] + 1)

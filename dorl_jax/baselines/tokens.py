@@ -11,12 +11,12 @@ def mean_tokens(cells: Cells) -> Float32[np.ndarray, "n c"]:
     return np.stack([_tokens(cells, place).mean(axis=0) for place in range(len(cells))])
 
 
-def pooled_tokens(cells: Cells) -> Float32[np.ndarray, "n 2c"]:
+def pooled_tokens(cells: Cells) -> Float32[np.ndarray, "n d"]:
     """Mean and standard deviation of the tokens over the cell, each token counted by the share of it that is cell."""
     return np.stack([pool(_tokens(cells, place), cells.foreground(place).ravel()) for place in range(len(cells))])
 
 
-def pool(tokens: Float32[np.ndarray, "t c"], weights: UInt8[np.ndarray, " t"]) -> Float32[np.ndarray, " 2c"]:
+def pool(tokens: Float32[np.ndarray, "t c"], weights: UInt8[np.ndarray, " t"]) -> Float32[np.ndarray, " d"]:
     """Weighted mean and standard deviation; with all weights 0 those of all tokens alike."""
     shares = weights / weights.sum() if weights.any() else np.full(len(weights), 1 / len(weights))
     mean = shares @ tokens

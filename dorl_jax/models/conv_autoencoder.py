@@ -24,13 +24,15 @@ class ConvAutoencoderConfig:
       width: channels of the features.
       hidden: channels inside the encoder.
       latent: size of the latent vector.
-      decoder_channels: channels between the layers of the decoder.
+      decoder_channels: channels between the layers of the decoder, one fewer than there are layers.
+      decoder_layers: (kernel, stride) of each.
     """
 
     width: int = 768
     hidden: int = 256
     latent: int = 50
-    decoder_channels: tuple[int, int, int, int, int, int, int] = (150, 200, 256, 200, 180, 150, 128)
+    decoder_channels: tuple[int, ...] = (150, 200, 256, 200, 180, 150, 128)
+    decoder_layers: tuple[tuple[int, int], ...] = DECODER_LAYERS
 
 
 class ConvEncoder(nnx.Module):
@@ -60,7 +62,7 @@ class ConvDecoder(nnx.Module):
         channels = (config.latent, *config.decoder_channels, 3)
         self.layers = nnx.List(
             ConvTranspose(a, b, kernel, stride=stride, padding=0, rngs=rngs, dtype=dtype)
-            for a, b, (kernel, stride) in zip(channels[:-1], channels[1:], DECODER_LAYERS, strict=True)
+            for a, b, (kernel, stride) in zip(channels[:-1], channels[1:], config.decoder_layers, strict=True)
         )
         self.norms = nnx.List(BatchNorm(count, dtype=dtype) for count in config.decoder_channels)
 
@@ -107,7 +109,8 @@ class ConvAutoencoder(nnx.Module):
           features: (B, h, w, width), LoRA-SAM's tokens on a grid of at least 3 x 3.
 
         Returns:
-          fp32 "latent" (B, config.latent), as `encode` gives it; "image" (B, 128, 128, 3) with values in 0..1.
+          fp32 "latent" (B, config.latent), as `encode` gives it; "image" (B, 128, 128, 3), or of the side that
+          other decoder layers give, with values in 0..1.
         """
         latent = self.encode(features)
         logits = self.decoder(latent[:, None, None])

@@ -1,0 +1,87 @@
+"""The files of the baselines: whole, made once, and made again where their settings changed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dorl_jax import config
+from dorl_jax.baselines import BASELINES, BaselineSettings, baselines, making, read_baseline
+from dorl_jax.baselines.cells import Cells
+from dorl_jax.baselines.resnet import ResNetSettings
+from dorl_jax.errors import InputError
+
+QUICK = ("majority", "mean_token", "pooled_tokens")
+
+
+def make(cells: Cells, store: Path, out: Path, *names: str, **changed: object) -> dict[str, tuple[Path, ...]]:
+    settings = replace(BaselineSettings(names=names or QUICK), **changed)  # type: ignore[arg-type]
+    return baselines(cells.manifest, store, out, settings, progress=False)
+
+
+def test_vectors_are_those_of_the_cells(cells: Cells, store_folder: Path, tmp_path: Path) -> None:
+    files = make(cells, store_folder, tmp_path)
+    assert files == {name: (tmp_path / f"{name}.parquet",) for name in QUICK}
+    latents = read_baseline(tmp_path, "mean_token")[""]
+    assert latents.ids.tolist() == cells.ids
+    assert latents.laboratories.tolist() == [cell.laboratory for cell in cells.manifest.cells]
+    assert latents.labels.tolist() == [cell.label for cell in cells.manifest.cells]
+    assert latents.seen is not None
+    assert set(latents.seen) == {"unlabelled"}
+    np.testing.assert_allclose(latents.vectors[7], cells.features[7].mean(axis=(0, 1)), atol=1e-6)
+
+
+def test_what_is_there_is_not_made_again(
+    cells: Cells, store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def networks(cells: Cells, settings: ResNetSettings, seed: int, progress: bool) -> dict[str, np.ndarray]:
+        made.append(f"{settings.steps} {seed}")
+        if settings.steps == 3:
+            raise KeyboardInterrupt
+        return {name: np.ones((len(cells), 2), np.float32) for name in cells.manifest.laboratories}
+
+    monkeypatch.setattr(making, "resnet", networks)
+    for steps, seed in ((1, 0), (1, 0), (2, 0), (2, 5), (2, 5)):
+        files = make(cells, store_folder, tmp_path, "resnet", resnet=ResNetSettings(steps=steps), seed=seed)
+    assert made == ["1 0", "2 0", "2 5"]
+    assert files["resnet"] == tuple(tmp_path / f"resnet/{name}.parquet" for name in cells.manifest.laboratories)
+    assert list(read_baseline(tmp_path, "resnet")) == list(cells.manifest.laboratories)
+    # Half made is not made; a damaged mark is made again.
+    with pytest.raises(KeyboardInterrupt):
+        make(cells, store_folder, tmp_path, "resnet", resnet=ResNetSettings(steps=3))
+    with pytest.raises(InputError, match="no baseline 'resnet' in .*: make it first"):
+        read_baseline(tmp_path, "resnet")
+    (tmp_path / "resnet.json").write_text("{")
+    make(cells, store_folder, tmp_path, "resnet", resnet=ResNetSettings(steps=4))
+    assert made[-1] == "4 0"
+
+
+def test_what_was_seen_is_told(cells: Cells) -> None:
+    first, second = cells.manifest.laboratories
+    unseen = replace(cells, unseen=(second,))
+    assert [cells.manifest.cells[place].laboratory for place in unseen.training] == [first] * 20
+    assert not unseen.domains.any()
+    vectors = np.zeros((len(cells), 1), np.float32)
+    for source, expected in (("", ["unlabelled", "no"]), (second, ["unlabelled", "labelled"])):
+        seen = unseen.latents(vectors, source).seen
+        assert seen is not None
+        assert seen.tolist() == [expected[0]] * 20 + [expected[1]] * 20
+
+
+def test_names_and_stores_that_are_refused(cells: Cells, store_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no baseline 'mean_tokens' \(did you mean 'mean_token'\?\); there are: maj"):
+        make(cells, store_folder, tmp_path, "mean_tokens")
+    with pytest.raises(InputError, match="named twice: majority, majority"):
+        make(cells, store_folder, tmp_path, "majority", "majority")
+    fewer = Cells(replace(cells.manifest, cells=cells.manifest.cells[1:]), cells.store)
+    with pytest.raises(InputError, match="holds other cells"):
+        make(fewer, store_folder, tmp_path, "majority")
+
+
+def test_each_baseline_has_a_maker_and_settings_are_read(cells: Cells) -> None:
+    assert list(making._makers(cells, BaselineSettings(), False)) == list(BASELINES)
+    settings = config.build(BaselineSettings, {"names": ["resnet"], "resnet": {"steps": 7}}, {"ae_cfe.steps": "8"})
+    assert (settings.names, settings.resnet.steps, settings.ae_cfe.steps) == (("resnet",), 7, 8)

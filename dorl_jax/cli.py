@@ -14,8 +14,10 @@ from typing import Any
 import jax
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dorl_jax import __version__, config, data_command, judge_command
+from dorl_jax import __version__, config, data_command, judge_command, neighbours_command, predict_command
+from dorl_jax.embedding import command as embed_command
 from dorl_jax.errors import InputError
+from dorl_jax.exports import command as export_command
 from dorl_jax.parallel import initialise, is_main
 from dorl_jax.stages.run import SETTINGS_FILE, STAGES, RunSettings, Stage, open_run, run_stages
 from dorl_jax.training.stopping import Interrupted
@@ -32,6 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.run(options)
         elif options.stage == "data":
             data_command.run(options)
+        elif options.stage == "export":
+            _log_to(None, quiet=False)
+            export_command.run(options)
+        elif options.stage == "neighbours":
+            neighbours_command.run(options)
+        elif options.stage in ("train-classifier", "predict"):
+            _log_to(None, quiet=False)
+            predict_command.run(options)
+        elif options.stage == "embed" and options.images:
+            _embed_images(options)
         elif options.stage == "judge":
             judge_command.run(options)
         else:
@@ -46,6 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("dorl-jax: stopped; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def _embed_images(options: argparse.Namespace) -> None:
+    _log_to(None, quiet=options.quiet)
+    with nullcontext() if options.quiet else logging_redirect_tqdm([logger]):
+        embed_command.run(options)
 
 
 def _run_stages(options: argparse.Namespace) -> None:
@@ -114,7 +132,12 @@ def _parser() -> argparse.ArgumentParser:
         )
         _add_common(subparser)
         _add_settings(subparser, stage)
+        if stage.name == "embed":
+            embed_command.add_arguments(subparser)
     data_command.add_parser(commands)
+    export_command.add_parser(commands)
+    neighbours_command.add_parser(commands)
+    predict_command.add_parser(commands)
     judge_command.add_parser(commands)
     command.add_parser(commands)
     return parser
@@ -161,7 +184,7 @@ def _add_settings(command: argparse.ArgumentParser, stage: Stage) -> None:
         )
 
 
-def _log_to(path: Path, *, quiet: bool) -> None:
+def _log_to(path: Path | None, *, quiet: bool) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     for handler in list(logger.handlers):
@@ -170,10 +193,11 @@ def _log_to(path: Path, *, quiet: bool) -> None:
     to_screen = logging.StreamHandler()
     to_screen.setLevel(logging.WARNING if quiet else logging.INFO)
     to_screen.setFormatter(logging.Formatter("%(message)s"))
-    to_file = logging.FileHandler(path)
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(to_screen)
-    logger.addHandler(to_file)
+    if path is not None:
+        to_file = logging.FileHandler(path)
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(to_file)
 
 
 if __name__ == "__main__":

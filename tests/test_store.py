@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dorl_jax.errors import InputError
+from dorl_jax.locks import locked
 from dorl_jax.store import Store, StoreWriter, fingerprint
 
 IDS = [f"cell{i}" for i in range(10)]
@@ -46,7 +47,7 @@ def test_an_unfinished_store_goes_on(tmp_path):
     ("ids", "signature", "size", "what"),
     [
         (IDS[:-1], SIGNATURE, 4, "ids"),
-        (IDS, {**SIGNATURE, "weights": "def"}, 4, "signature"),
+        (IDS, {**SIGNATURE, "weights": "def"}, 4, r"weights \(abc, now def\)"),
         (IDS, SIGNATURE, 5, "shard_size"),
     ],
 )
@@ -65,7 +66,7 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(InputError, match=r"shard_00001/crop.npy is damaged"):
         Store(tmp_path)
     torn.unlink()
-    with pytest.raises(InputError, match="6 rows of 'crop', not 10"):
+    with pytest.raises(InputError, match=r"shard_00001/crop.npy is damaged"):
         Store(tmp_path)
     write(tmp_path / "b")
     with pytest.raises(InputError, match="no field 'mask'; there are: crop, feature"):
@@ -73,6 +74,76 @@ def test_damage_is_named(tmp_path):
     (tmp_path / "store.json").write_text("{")
     with pytest.raises(InputError, match="store.json is damaged"):
         Store(tmp_path)
+
+
+def test_a_damaged_shard_alone_is_done_again(tmp_path, caplog):
+    write(tmp_path)
+    torn = tmp_path / "shard_00001" / "crop.npy"
+    good = torn.read_bytes()
+    torn.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))  # the right length, one bit wrong
+    Store(tmp_path)  # which only a checksum tells
+    with pytest.raises(InputError, match=r"shard_00001 \(crop.npy has another checksum\)"):
+        Store(tmp_path).verify()
+    others = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shard_0000[02]/*")}
+    assert [number for number, _ in StoreWriter(tmp_path, IDS, SIGNATURE, 4).missing()] == [1]
+    assert "shard_00001 is damaged (crop.npy has another checksum)" in caplog.text
+    write(tmp_path)
+    Store(tmp_path).verify()
+    assert torn.read_bytes() == good
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+    (tmp_path / "shard_00002" / "shard.json").write_text("{")
+    assert [number for number, _ in StoreWriter(tmp_path, IDS, SIGNATURE, 4).missing()] == [2]
+
+
+def test_processes_share_the_shards_whatever_their_number(tmp_path):
+    first, second = (StoreWriter(tmp_path, IDS, SIGNATURE, 2) for _ in range(2))
+    shares = [first.missing(0, 2), second.missing(1, 2)]
+    assert [[number for number, _ in share] for share in shares] == [[0, 2, 4], [1, 3]]
+    first.write(0, {"crop": CROPS[0:2]})
+    first.write(2, {"crop": CROPS[4:6]})
+    second.write(1, {"crop": CROPS[2:4]})
+    assert not first.complete  # the second died here; three go on
+    shares = [first.missing(index, 3) for index in range(3)]
+    assert [[number for number, _ in share] for share in shares] == [[3], [4], []]
+    for share in shares:
+        for number, places in share:
+            second.write(number, {"crop": CROPS[places.start : places.stop]})
+    assert first.complete
+    np.testing.assert_array_equal([Store(tmp_path)["crop"][i] for i in range(10)], CROPS)
+
+
+def test_the_same_shard_from_two_processes_is_not_torn(tmp_path):
+    first, second = (StoreWriter(tmp_path, IDS, SIGNATURE, 10) for _ in range(2))
+    assert first.missing() == second.missing()
+    first.write(0, {"crop": CROPS})
+    second.write(0, {"crop": CROPS})
+    Store(tmp_path).verify()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "ids.parquet",
+        "index.lock",
+        "shard_00000",
+        "store.json",
+    ]
+
+
+def test_failures_and_provenance(tmp_path):
+    writer = StoreWriter(tmp_path, IDS, SIGNATURE, 4)
+    for number, places in writer.missing():
+        failed = {1: "cut short"} if number == 2 else {}
+        writer.write(number, {"crop": CROPS[places.start : places.stop]}, failed)
+    assert Store(tmp_path, {"weights": "abc"}).failed == {9: "cut short"}
+    with pytest.raises(InputError, match="weights = 'abc', not 'def'"):
+        Store(tmp_path, {"weights": "def"})
+
+
+def test_a_lock_is_held_by_one_or_shared(tmp_path):
+    path, refused = tmp_path / "lock", "another process is writing"
+    with locked(path, shared=True), locked(path, shared=True), pytest.raises(InputError, match=refused), locked(path):
+        pass
+    with locked(path), pytest.raises(InputError, match=refused), locked(path, shared=True):
+        pass
+    with locked(path):
+        pass
 
 
 def test_fingerprints_tell_values_apart():

@@ -21,7 +21,7 @@ from dorl_jax.data.images import ImageError
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.pool import buffered
 from dorl_jax.data.sets.base import DataSet
-from dorl_jax.data.sources import ImageSource, Part
+from dorl_jax.data.sources import ImageSource, Part, TarMember, ZipMember
 from dorl_jax.errors import InputError, name_some
 
 logger = logging.getLogger(__name__)
@@ -294,4 +294,6 @@ def _size(source: ImageSource) -> int:
     if isinstance(source, Path):
         stored_as_it_is = source.suffix.lower() in (".jpg", ".jpeg", ".bmp")
         return source.stat().st_size * (1 if stored_as_it_is else 4) if source.is_file() else 0
+    if isinstance(source, TarMember | ZipMember):
+        return 4 * source.size
     return 3 * source.width * source.height if isinstance(source, Part) else 2**18

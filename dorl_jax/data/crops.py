@@ -78,17 +78,18 @@ def cell_crop(
 
 
 def cell_view(
-    image: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], margin: float
-) -> UInt8[np.ndarray, "h2 w2 3"]:
+    image: UInt8[np.ndarray, "h w *c"], mask: Bool[np.ndarray, "h w"], margin: float, *, repeat_edge: bool = True
+) -> UInt8[np.ndarray, "h2 w2 *c"]:
     """The square window around the cell, so that cells of all magnifications fill the same share of it.
 
     Args:
-      image: RGB.
+      image: RGB, or values of one channel.
       mask: the cell; the window is centred on its bounding box. Empty: the whole image is returned.
       margin: side of the window over the longer side of the box, at least 1.
+      repeat_edge: beyond the image its edge is repeated; False for zeros there.
 
     Returns:
-      The window at the image's own scale; beyond the image its edge is repeated.
+      The window at the image's own scale.
     """
     if is_empty(mask):
         return image
@@ -99,7 +100,8 @@ def cell_view(
     above, before = max(0, -y), max(0, -x)
     below, behind = max(0, y + side - height), max(0, x + side - width)
     inside = image[max(0, y) : y + side, max(0, x) : x + side]
-    return cv2.copyMakeBorder(inside, above, below, before, behind, cv2.BORDER_REPLICATE)
+    beyond = cv2.BORDER_REPLICATE if repeat_edge else cv2.BORDER_CONSTANT
+    return cv2.copyMakeBorder(inside, above, below, before, behind, beyond)
 
 
 def _resize(image: UInt8[np.ndarray, "h w 3"], size: int, parity: bool) -> UInt8[np.ndarray, "size size 3"]:

@@ -1,4 +1,4 @@
-"""Pictures and masks from files, parts of pictures and records, and to another size."""
+"""Pictures and masks from files, parts of pictures, records and members of archives, and to another size."""
 
 import os
 import stat
@@ -17,7 +17,9 @@ from dorl_jax.data.formats.png import is_png, open_png
 from dorl_jax.data.formats.tiff import open_tiff
 from dorl_jax.data.formats.webp import is_webp, open_webp
 from dorl_jax.data.resize import Resize, resize_image, resize_mask
-from dorl_jax.data.sources import ImageSource, Part, Record
+from dorl_jax.data.sources import ImageSource, Part, Record, TarMember, ZipMember
+from dorl_jax.data.tar_files import read_tar_member
+from dorl_jax.data.zip_files import read_zip_member
 from dorl_jax.errors import InputError
 
 __all__ = [
@@ -63,7 +65,7 @@ def read_image(source: str | ImageSource) -> UInt8[np.ndarray, "h w 3"]:
     profiles and gammas are ignored: the numbers in the file count. `inspect_image` tells which of these apply.
 
     Args:
-      source: a file, a rectangle of a picture in a file, or a record of a built data set.
+      source: a file, a rectangle of a picture in a file, a record of a built data set, or a member of an archive.
 
     Returns:
       RGB, 0..255.
@@ -141,6 +143,8 @@ def _read_bytes(source: str | ImageSource) -> tuple[bytes, str]:
         from dorl_jax.data.built import read_record
 
         return read_record(source), str(source)
+    if isinstance(source, TarMember | ZipMember):
+        return _read_member(source)
     path = str(source.path if isinstance(source, Part) else source)
     try:
         # Not to wait where it is a pipe. Where files are small, Python's file objects take longer than reading.
@@ -158,6 +162,20 @@ def _read_bytes(source: str | ImageSource) -> tuple[bytes, str]:
         raise ImageError(f"no image file at {path}") from error
     except OSError as error:
         raise ImageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_member(member: TarMember | ZipMember) -> tuple[bytes, str]:
+    name = f"{member.name} in {member.path}"
+    if member.size > MOST_BYTES:
+        raise ImageError(f"{name} has {member.size} bytes, more than {MOST_BYTES}")
+    try:
+        return read_tar_member(member) if isinstance(member, TarMember) else read_zip_member(member), name
+    except Unreadable as error:
+        raise ImageError(f"{name} {error}") from error
+    except FileNotFoundError as error:
+        raise ImageError(f"no archive at {member.path}") from error
+    except OSError as error:
+        raise ImageError(f"{member.path} cannot be read: {error.strerror}") from error
 
 
 def _read_all(file: int, size: int) -> bytes:

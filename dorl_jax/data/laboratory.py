@@ -116,6 +116,12 @@ def open_laboratories(root: Path, names: Sequence[str] = ()) -> tuple[Listing, .
     return listings
 
 
+def holds_laboratories(path: Path) -> bool:
+    """Whether a folder, or one in it, says by a file that it is a laboratory or a built set."""
+    with os.scandir(path) as entries:
+        return _declared(path) or any(_declared(Path(entry)) for entry in entries if entry.is_dir())
+
+
 def no_laboratory(name: str, known: Collection[str]) -> InputError:
     """The error for a name that none of the known laboratories has."""
     return InputError(f"no laboratory {name!r}{suggest(name, known)}; there are: {name_some(known, 20)}")

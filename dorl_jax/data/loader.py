@@ -2,7 +2,7 @@
 
 import sys
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,10 +15,11 @@ from jaxtyping import Bool, Int, UInt8
 
 from dorl_jax.data.augment import Augmentation
 from dorl_jax.data.augment import augment as augment_cell
-from dorl_jax.data.images import Resize, read_image, resize_image, resize_mask
+from dorl_jax.data.images import Resize, resize_image, resize_mask
 from dorl_jax.data.manifest import Cell, read_pair
+from dorl_jax.data.pictures import FilePictures, Pictures, as_read
 from dorl_jax.data.pool import start_worker, worker_count
-from dorl_jax.data.sources import ImageSource, parse_source
+from dorl_jax.data.sources import ImageSource, parse_quickly, source_text
 from dorl_jax.errors import InputError, name_some
 
 Balance = Literal["none", "laboratory", "class", "laboratory_and_class"]
@@ -148,7 +149,7 @@ def segmentation_batches(
     bare = [cell.id for cell in cells if cell.mask is None]
     if bare:
         raise InputError(f"{len(bare)} cells have no mask to train the segmentation on: {name_some(bare)}")
-    prepare = _PreparePair(_Sources(cells), image_size, augmentation, resize)
+    prepare = _PreparePair(CellSources(cells), image_size, augmentation, resize)
     rows = _shuffled(len(cells), balance_groups(cells, balance), seed).random_map(prepare, seed=_derive(seed, 1))
     return _endless(rows, batch_size, workers, share)
 
@@ -176,7 +177,7 @@ def image_batches(
         (i + 1) n / k, rounded down.
 
     Returns:
-      An iterator of `{"index": int32 (B,), "valid": bool (B,), "image": uint8 (B, S, S, 3), "originals":
+      An iterator of `{"index": int64 (B,), "valid": bool (B,), "image": uint8 (B, S, S, 3), "originals":
       [...]}`: the place in `cells`, False where a row only fills up, the resized image, and the images at
       their own size, uint8 (h, w, 3) each, of the valid rows alone (with `originals`).
 
@@ -185,12 +186,48 @@ def image_batches(
     """
     first = share.index * len(cells) // share.count
     last = (share.index + 1) * len(cells) // share.count
-    if first == last:
+    pictures = FilePictures(CellSources(cells, masks=False))
+    return picture_batches(
+        pictures, image_size, batch_size, range(first, last), resize=resize, originals=originals, workers=workers
+    )
+
+
+def picture_batches(
+    pictures: Pictures,
+    image_size: int,
+    batch_size: int,
+    places: range,
+    *,
+    numbers: Sequence[int] | None = None,
+    resize: Resize = "bilinear",
+    originals: bool = True,
+    strict: bool = True,
+    workers: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Pictures in order, in batches of one shape, as `image_batches`.
+
+    Args:
+      pictures: with workers, what can be pickled.
+      image_size, batch_size, resize, originals, workers: see `image_batches`.
+      places: those of the pictures that are wanted, in steps of 1. Batch 0 begins with the first.
+      numbers: of the batches that are wanted; None for all.
+      strict: False for a picture that cannot be read to take its place as a black one, with the reason.
+
+    Returns:
+      An iterator of what `image_batches` gives, and "reason": text (n,), why a valid row has no picture; empty where it
+      has.
+
+    Raises:
+      ImageError: with `strict`, a picture that cannot be read, when it is met.
+    """
+    count = -(-len(places) // batch_size)
+    chosen = np.arange(count) if numbers is None else np.asarray(numbers, np.int64)
+    if not len(chosen):
         return
-    prepare = _PrepareImages(_Sources(cells, masks=False), image_size, batch_size, first, last, resize, originals)
+    prepare = _PrepareImages(pictures, image_size, batch_size, places, chosen, resize, originals, strict)
     # Workers that run out of data leave shared memory behind: let them go on to empty batches until they are closed.
     with closing(_ahead(grain.MapDataset.range(sys.maxsize).map(prepare), workers)) as iterator:
-        for _ in range(-(-(last - first) // batch_size)):
+        for _ in range(len(chosen)):
             batch: dict[str, Any] = dict(_own(next(iterator)))
             if originals:
                 pixels, shapes = batch.pop("pixels"), batch.pop("shapes")
@@ -205,6 +242,7 @@ def array_batches(
     seed: int,
     groups: Int[np.ndarray, " n"] | Sequence[int | str] | None = None,
     *,
+    change: Callable[[dict[str, np.ndarray], np.random.Generator], dict[str, np.ndarray]] | None = None,
     workers: int = 0,
     share: Share = WHOLE,
 ) -> Batches:
@@ -217,6 +255,7 @@ def array_batches(
       seed: 0..2**32 - 1.
       groups: a number or name a row, the domain for instance. The groups then take turns, each with epochs of
         its own, so that every batch holds all groups in equal shares. None takes all rows alike.
+      change: gives a row as it goes into a batch, changed at random, anew each time; with workers, what can be pickled.
       workers: processes that read batches ahead; 0 reads in threads of this one, -1 see `worker_count`.
       share: the part of each batch that is returned.
 
@@ -235,33 +274,40 @@ def array_batches(
     count = next(iter(lengths.values()))
     if not count:
         raise InputError("no rows to make batches of")
-    rows = _shuffled(count, groups, seed).map(_PrepareRow(arrays))
+    order = _shuffled(count, groups, seed)
+    if change is None:
+        rows = order.map(_PrepareRow(arrays))
+    else:
+        rows = order.random_map(_ChangeRow(arrays, change), seed=_derive(seed, 1))
     return _endless(rows, batch_size, workers, share)
 
 
-class _Sources:
+class CellSources:
     """Where images and masks are, packed: a million paths take 100 bytes each, and so does a copy in each worker."""
 
     def __init__(self, cells: Sequence[Cell], masks: bool = True) -> None:
-        self._images = pa.array([str(cell.image) for cell in cells], pa.large_string())
-        self._masks = pa.array([str(cell.mask) for cell in cells], pa.large_string()) if masks else None
+        self._images = pa.array([source_text(cell.image) for cell in cells], pa.large_string())
+        self._masks = pa.array([_mask_text(cell) for cell in cells], pa.large_string()) if masks else None
 
-    def image(self, place: int) -> str | ImageSource:
-        return _source(self._images[place].as_py())
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def source(self, place: int) -> str | ImageSource:
+        return parse_quickly(self._images[place].as_py())
 
     def mask(self, place: int) -> str | ImageSource:
         assert self._masks is not None, "made without masks"
-        return _source(self._masks[place].as_py())
+        return parse_quickly(self._masks[place].as_py())
 
 
-def _source(text: str) -> str | ImageSource:
-    """A file's name as it is: making a `Path` of it takes longer than opening it."""
-    return parse_source(text) if "#" in text else text
+def _mask_text(cell: Cell) -> str:
+    assert cell.mask is not None, "checked by segmentation_batches"
+    return source_text(cell.mask)
 
 
 # Classes, not closures: worker processes import this module instead of being sent its code.
 class _PreparePair:
-    def __init__(self, sources: _Sources, image_size: int, augmentation: Augmentation, resize: Resize) -> None:
+    def __init__(self, sources: CellSources, image_size: int, augmentation: Augmentation, resize: Resize) -> None:
         self._sources, self._size, self._augmentation, self._resize = sources, image_size, augmentation, resize
 
     def __call__(self, place: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -270,41 +316,44 @@ class _PreparePair:
         return {"image": image, "mask": mask.view(np.uint8), "place": np.asarray(place, np.int32)}
 
     def resized(self, place: int) -> tuple[UInt8[np.ndarray, "s s 3"], Bool[np.ndarray, "s s"]]:
-        image, mask = read_pair(self._sources.image(place), self._sources.mask(place))
+        image, mask = read_pair(self._sources.source(place), self._sources.mask(place))
         return resize_image(image, self._size, self._resize), resize_mask(mask, self._size)
 
 
 class _PrepareImages:
     def __init__(
         self,
-        sources: _Sources,
+        pictures: Pictures,
         image_size: int,
         batch_size: int,
-        first: int,
-        last: int,
+        places: range,
+        numbers: np.ndarray,
         resize: Resize,
         originals: bool,
+        strict: bool,
     ) -> None:
-        self._sources, self._size, self._batch, self._resize = sources, image_size, batch_size, resize
-        self._first, self._last, self._originals = first, last, originals
+        self._pictures, self._size, self._batch, self._resize = pictures, image_size, batch_size, resize
+        self._places, self._numbers, self._originals, self._strict = places, numbers, originals, strict
 
-    def __call__(self, batch: int) -> dict[str, Any]:
-        places = self._first + np.arange(batch * self._batch, (batch + 1) * self._batch)
-        valid = places < self._last
-        if not valid.any():
-            return {"valid": valid}
+    def __call__(self, turn: int) -> dict[str, Any]:
+        if turn >= len(self._numbers):
+            return {"valid": np.zeros(self._batch, bool)}
+        places = self._places.start + int(self._numbers[turn]) * self._batch + np.arange(self._batch)
+        valid = places < self._places.stop
         images = np.empty((self._batch, self._size, self._size, 3), np.uint8)
-        originals = []
-        for row, place in enumerate(places[valid]):
-            image = read_image(self._sources.image(int(place)))
+        originals, reasons = [], []
+        for row, place in enumerate(places[valid].tolist()):
+            image, reason = (self._pictures.read(place), "") if self._strict else as_read(self._pictures, place)
             resize_image(image, self._size, self._resize, out=images[row])
+            reasons.append(reason)
             if self._originals:
                 originals.append(image)
         images[valid.sum() :] = images[valid.sum() - 1]
         batch_of = {
-            "index": np.minimum(places, self._last - 1).astype(np.int32),
+            "index": np.minimum(places, self._places.stop - 1).astype(np.int64),
             "valid": valid,
             "image": images,
+            "reason": np.array(reasons),
         }
         if self._originals:
             # One array, for each would be a piece of shared memory of its own.
@@ -319,6 +368,14 @@ class _PrepareRow:
 
     def __call__(self, index: int) -> dict[str, np.ndarray]:
         return {name: np.asarray(array[index]) for name, array in self._arrays.items()}
+
+
+class _ChangeRow:
+    def __init__(self, arrays: Mapping[str, Any], change: Callable[..., dict[str, np.ndarray]]) -> None:
+        self._read, self._change = _PrepareRow(arrays), change
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return self._change(self._read(index), rng)
 
 
 def _shuffled(rows: int, groups: Sequence[Any] | np.ndarray | None, seed: int) -> grain.MapDataset:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dorl_jax.data.cell_tables import read_cell_table, write_cell_table
 from dorl_jax.data.images import ImageError, read_image, read_image_with_facts, read_mask
 from dorl_jax.data.laboratory import no_laboratory, open_laboratories, open_laboratory
 from dorl_jax.data.listing import Listing, Row
-from dorl_jax.data.sources import ImageSource, parse_source
+from dorl_jax.data.sources import ImageSource, parse_source, source_text
 from dorl_jax.data.tables import LABELS_FILE
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError, name_some
@@ -73,6 +73,20 @@ class Manifest:
         if laboratory not in self.laboratories:
             raise no_laboratory(laboratory, self.laboratories)
         return tuple(cell for cell in self.cells if cell.laboratory == laboratory)
+
+    def without(self, laboratories: Sequence[str]) -> "Manifest":
+        """The cells of all other laboratories.
+
+        Raises:
+          InputError: no such laboratory, or none is left.
+        """
+        for name in laboratories:
+            if name not in self.laboratories:
+                raise no_laboratory(name, self.laboratories)
+        left = tuple(name for name in self.laboratories if name not in laboratories)
+        if not left:
+            raise InputError(f"no laboratory is left without {name_some(laboratories)}")
+        return replace(self, cells=tuple(cell for cell in self.cells if cell.laboratory in left), laboratories=left)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Laboratory -> class -> number of cells, zeros included."""
@@ -160,8 +174,8 @@ def save_cells(manifest: Manifest, path: Path) -> None:
     columns = {
         "id": [cell.id for cell in cells],
         "laboratory": [cell.laboratory for cell in cells],
-        "image": [str(cell.image) for cell in cells],
-        "mask": [str(cell.mask) if cell.mask else None for cell in cells],
+        "image": [source_text(cell.image) for cell in cells],
+        "mask": [source_text(cell.mask) if cell.mask else None for cell in cells],
         "label": [cell.label for cell in cells],
         "group": [cell.group for cell in cells],
         "split": [cell.split for cell in cells],

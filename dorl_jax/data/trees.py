@@ -66,10 +66,11 @@ def _has_image(folder: Path) -> bool:
 
 
 def _visible_folders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir() and not _hidden(path.name)]
+    return [path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name)]
 
 
-def _hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is passed over."""
     # What macOS and Windows leave in archives is no cell.
     return name.startswith((".", "__MACOSX")) or name in ("Thumbs.db", "desktop.ini")
 
@@ -79,9 +80,9 @@ def _images(folder: Path) -> tuple[list[Path], list[Path]]:
     images: list[Path] = []
     others: list[Path] = []
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _hidden(name))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(files):
-            if not _hidden(name):
+            if not is_hidden(name):
                 path = Path(place, name)
                 (images if path.suffix.lower() in SUFFIXES else others).append(path)
     return sorted(images), sorted(others)

@@ -1,6 +1,8 @@
 """DoRL's cross-domain autoencoder: a masked autoencoder over the encoder's feature tokens (arXiv 2408.07467, 3.2)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,19 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from dorl_jax.errors import InputError
+from dorl_jax.models.attention import attend
+from dorl_jax.models.contrast_head import ContrastHead
 from dorl_jax.models.conv import ConvTranspose
-from dorl_jax.models.layers import AnyArray, Mlp, attend, layer_norm, linear, merge_heads, run_blocks, split_heads
+from dorl_jax.models.layers import AnyArray, Mlp, linear, merge_heads, run_blocks, split_heads
+from dorl_jax.models.norm import layer_norm
+from dorl_jax.models.pixel_encoder import PixelEncoder, side_multiple
+from dorl_jax.models.pooling import foreground_statistics
 from dorl_jax.models.variants import require_variant
 
 EPSILON = 1e-5
+# What a cell's vector can be made of (see `Cae.encode`).
+VectorPart = Literal["cls", "tokens", "features", "pixels"]
 # (kernel, stride, padding) of the image head; together they take a grid of 14 to 128 pixels.
 HEAD_LAYERS = ((4, 2, 1), (4, 2, 1), (4, 1, 1), (8, 1, 1), (8, 2, 1))
 
@@ -31,6 +41,9 @@ class CaeConfig:
       head_channels: channels between the layers of the image head.
       feature_mean, feature_std: statistics of each channel of the features, which are standardised with them; empty (as
         in the original) to take features as they are.
+      vector: what the exported vector is made of, one behind the other (see `Cae.encode`).
+      pixel_channels: of the convolutions of the pixel encoder; empty for none, as in the original.
+      pixel_size: side in pixels of the crops that it sees.
     """
 
     width: int = 768
@@ -43,6 +56,20 @@ class CaeConfig:
     head_channels: tuple[int, int, int, int] = (512, 256, 128, 64)
     feature_mean: tuple[float, ...] = ()
     feature_std: tuple[float, ...] = ()
+    vector: tuple[VectorPart, ...] = ("cls",)
+    pixel_channels: tuple[int, ...] = ()
+    pixel_size: int = 48
+
+    def __post_init__(self) -> None:
+        if not self.vector or not set(self.vector) <= set(get_args(VectorPart)):
+            raise InputError(f"a vector is made of {', '.join(get_args(VectorPart))}, not of {self.vector}")
+        if "pixels" in self.vector and not self.pixel_channels:
+            raise InputError("a vector with 'pixels' needs a pixel encoder: give its channels")
+        multiple = side_multiple(len(self.pixel_channels)) if self.pixel_channels else 1
+        if self.pixel_size % multiple:
+            raise InputError(
+                f"a pixel encoder of this depth halves crops: {self.pixel_size} is no multiple of {multiple}"
+            )
 
     @classmethod
     def vit_b(cls) -> "CaeConfig":
@@ -73,6 +100,18 @@ class CaeConfig:
         """
         require_variant(variant)
         return getattr(cls, variant)()
+
+    @property
+    def vector_size(self) -> int:
+        """Numbers of the exported vector."""
+        pixels = self.pixel_channels[-1] if self.pixel_channels else 0
+        sizes = {"cls": self.width, "tokens": 2 * self.width, "features": 2 * self.width, "pixels": pixels}
+        return sum(sizes[part] for part in self.vector)
+
+    @property
+    def needs_mask(self) -> bool:
+        """Whether the vector depends on the mask of the cell, beside the features."""
+        return self.vector != ("cls",)
 
     @property
     def tokens(self) -> int:
@@ -200,14 +239,66 @@ class Cae(nnx.Module):
         self.decoder = CaeDecoder(config, rngs=rngs, dtype=dtype)
         self.image_head = ImageHead(config, rngs=rngs, dtype=dtype)
         self.projector = linear(config.width, config.projection, rngs=rngs, dtype=dtype)
+        self.pixel_encoder = (
+            PixelEncoder(config.pixel_channels, rngs=rngs, dtype=dtype) if config.pixel_channels else None
+        )
+        self.contrast_head = (
+            ContrastHead(config.pixel_channels[-1], rngs=rngs, dtype=dtype) if config.pixel_channels else None
+        )
 
-    def encode(self, features: Float[AnyArray, "b h w c"]) -> Float[Array, "b c"]:
-        """The representation of a cell: the encoder's cls token, nothing masked.
+    def encode(
+        self,
+        features: Float[AnyArray, "b h w c"],
+        foreground: Float[AnyArray, "b h w"] | None = None,
+        crops: Float[AnyArray, "b s s 3"] | None = None,
+    ) -> Float[Array, "b n"]:
+        """The representation of a cell, nothing masked: the parts that `CaeConfig.vector` names, one behind the other.
+
+        "cls" is the encoder's cls token, the original's vector; "tokens" mean and sd over the cell of the encoder's
+        tokens; "features" the same of the standardised features themselves; "pixels" the pixel encoder's vector.
 
         Args:
           features: (B, grid, grid, width), LoRA-SAM's tokens.
+          foreground: share of each token that is cell, 0..1; None for 1 everywhere.
+          crops: the cell alone on grey, 0..1, side `config.pixel_size`; only "pixels" needs them.
+
+        Raises:
+          ValueError: no crops, or of another size, where they are needed.
         """
-        return self.encoder(self._tokens(features), None)[:, 0]
+        config = self.config
+        tokens = self._tokens(features)
+        parts = {}
+        if {"cls", "tokens"} & set(config.vector):
+            encoded = self.encoder(tokens, None)
+            parts["cls"] = encoded[:, 0]
+            if "tokens" in config.vector:
+                parts["tokens"] = foreground_statistics(encoded[:, 1:], foreground)
+        if "features" in config.vector:
+            parts["features"] = foreground_statistics(tokens, foreground)
+        if "pixels" in config.vector:
+            if crops is None:
+                raise ValueError("this autoencoder's vector needs the crops of the cells")
+            parts["pixels"] = self.encode_pixels(crops)
+        return jnp.concatenate([parts[part] for part in config.vector], axis=-1)
+
+    def encode_pixels(self, crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b p"]:
+        """The pixel encoder's vector (see `encode`).
+
+        Raises:
+          ValueError: crops of another size, or no pixel encoder.
+        """
+        size = self.config.pixel_size
+        if self.pixel_encoder is None:
+            raise ValueError("this autoencoder has no pixel encoder")
+        if crops.shape[1:] != (size, size, 3):
+            raise ValueError(f"expected crops of shape (B, {size}, {size}, 3), got {crops.shape}")
+        return self.pixel_encoder(crops)
+
+    def compare(self, crops: Float[AnyArray, "b s s 3"], standardise: Callable[[Array], Array]) -> Float[Array, "b q"]:
+        """What the contrast compares of the pixel encoder's vectors (see `ContrastHead`)."""
+        if self.contrast_head is None:
+            raise ValueError("this autoencoder has no pixel encoder")
+        return self.contrast_head(self.encode_pixels(crops), standardise)
 
     def __call__(
         self, features: Float[AnyArray, "b h w c"], kept: Int[AnyArray, "b n"] | None = None

@@ -1,5 +1,6 @@
 """Stage 5: one vector a cell. Store -> latent vectors in Parquet."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tqdm.auto import tqdm
 
 from dorl_jax.config import setting
 from dorl_jax.data.manifest import Manifest
+from dorl_jax.data.views import small_crop
 from dorl_jax.evaluation.latents import Latents, write_latents
 from dorl_jax.models import Cae
 from dorl_jax.models.layers import AnyArray
@@ -26,8 +28,9 @@ class EmbedSettings:
 
 
 @nnx.jit
-def _encode(model: Cae, features: AnyArray) -> jax.Array:
-    return model.encode(features.astype(jnp.float32))
+def _encode(model: Cae, batch: Mapping[str, AnyArray]) -> jax.Array:
+    foreground, crops = (batch[name].astype(jnp.float32) / 255 for name in ("foreground", "crop"))
+    return model.encode(batch["feature"].astype(jnp.float32), foreground, crops)
 
 
 def embed(
@@ -50,10 +53,12 @@ def embed(
     size = settings.batch_size
     with tqdm(total=len(store), desc="embedding", unit="cell", disable=not progress) as bar:
         for start in range(0, len(store), size):
-            rows = [store["feature"][place] for place in range(start, min(start + size, len(store)))]
-            padded = np.stack(rows + rows[-1:] * (size - len(rows)))  # one compiled shape
-            vectors.append(np.asarray(_encode(model, padded))[: len(rows)])
-            bar.update(len(rows))
+            count = min(size, len(store) - start)
+            places = np.minimum(np.arange(start, start + size), len(store) - 1).tolist()  # one compiled shape
+            batch = {name: np.stack([store[name][place] for place in places]) for name in ("feature", "foreground")}
+            batch["crop"] = np.stack([small_crop(store["crop"][place], model.config.pixel_size) for place in places])
+            vectors.append(np.asarray(_encode(model, batch))[:count])
+            bar.update(count)
     path = out / "latents.parquet"
     latents = Latents(
         ids=np.array(store.ids),

@@ -1,7 +1,7 @@
 """Stage 3: what the autoencoder learns from. Images -> feature tokens, masks and crops (arXiv 2408.07467, 3.2)."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -9,22 +9,23 @@ from typing import Literal
 
 import ml_dtypes
 import numpy as np
+from tqdm.auto import tqdm
 
 from dorl_jax import __version__
 from dorl_jax.config import setting
-from dorl_jax.data.cut import cut_cells
 from dorl_jax.data.images import resize_image, resize_mask
+from dorl_jax.data.loader import CellSources, picture_batches
 from dorl_jax.data.manifest import Cell, Manifest
-from dorl_jax.data.pool import buffered, worker_pool
-from dorl_jax.models import CaeConfig, LoraSam
-from dorl_jax.stages.segment import features_and_logits, run_batches, segment
+from dorl_jax.data.pictures import FilePictures
+from dorl_jax.embedding.engine import Engine
+from dorl_jax.errors import InputError, name_some
+from dorl_jax.locks import locked
+from dorl_jax.models import LoraSam
+from dorl_jax.stages.segment import segment
 from dorl_jax.store import Store, StoreWriter
 from dorl_jax.training.checkpoints import load_model
 
 logger = logging.getLogger(__name__)
-
-# Batches whose cells are being cut out while the device goes on.
-_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ExtractSettings:
         1.25, "features of the window around the cell, this many times its size; 0 for the whole image, as the original"
     )
     parity: bool = setting(False, "crop as the released code does: without the last row and column of the box")
-    shard_size: int = setting(256, "cells a shard of the store")
+    shard_size: int = setting(256, "cells a shard of the store, rounded up to whole batches")
     workers: int = setting(-1, "processes that decode and cut out cells; 0 for threads, -1 for half the cores")
 
 
@@ -46,9 +47,10 @@ def extract(
 ) -> Store:
     """Run the segmenter over all cells.
 
-    Writes `out/store` with the fields "feature" (grid, grid, C), "crop" uint8 (S, S, 3), the cell alone on grey, and
-    "empty" bool, True where no mask was found and the crop is the whole image; and `out/samples.npz` (pictures). A
-    killed run goes on behind its last shard.
+    Writes `out/store` with the fields "feature" (grid, grid, C), "crop" uint8 (S, S, 3), the cell alone on grey,
+    "foreground" uint8 (grid, grid), how much of each token is cell, and "empty" bool, True where no mask was found and
+    crop and foreground are of the whole image (see `cut.CutCells`); and `out/samples.npz` (pictures). A killed run goes
+    on behind its last shard.
 
     Args:
       manifest: the cells.
@@ -67,57 +69,66 @@ def extract(
         "zoom": settings.zoom,
     }
     ids = [cell.id for cell in manifest.cells]
-    writer = StoreWriter(out / "store", ids, signature, settings.shard_size)
-    dtype = np.dtype(ml_dtypes.bfloat16) if settings.dtype == "bfloat16" else np.dtype(np.float32)
-    crop_size = CaeConfig(grid=model.config.encoder.grid[0]).image_size
-    missing = list(writer.missing())
-    cells = [manifest.cells[place] for _, places in missing for place in places]
-    rows = _rows(model, cells, crop_size, settings, done=len(ids) - len(cells), progress=progress)
-    for number, places in missing:
-        feature, crop, empty = zip(*islice(rows, len(places)), strict=True)
-        arrays = {"feature": np.stack(feature).astype(dtype), "crop": np.stack(crop), "empty": np.array(empty)}
-        writer.write(number, arrays)
+    size = settings.batch_size
+    # Whole batches, so that a feature does not depend on what was done before.
+    shard_size = size * -(-settings.shard_size // size)
+    writer = StoreWriter(out / "store", ids, signature, shard_size, redo="run `extract` again")
+    with locked(out / "store" / "writing.lock"):
+        writer.clean()
+        _fill(writer, manifest.cells, model, settings, shard_size // size, progress=progress)
     store = Store(out / "store")
-    empty = sum(bool(store["empty"][place]) for place in range(len(store)))
-    if empty:
-        logger.warning("no mask found in %d of %d cells; their whole image is used", empty, len(ids))
+    without = sum(bool(store["empty"][place]) for place in range(len(store)))
+    if without:
+        logger.warning("no mask found in %d of %d cells; their whole image is used", without, len(ids))
     _save_samples(manifest, model, out, settings)
     return store
 
 
-def _rows(
-    model: LoraSam, cells: Sequence[Cell], crop_size: int, settings: ExtractSettings, *, done: int, progress: bool
-) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-    """Feature, crop and whether no mask was found, of every cell in order.
+def _fill(
+    writer: StoreWriter,
+    cells: Sequence[Cell],
+    model: LoraSam,
+    settings: ExtractSettings,
+    a_shard: int,
+    *,
+    progress: bool,
+) -> None:
+    """Write the shards that are missing, of `a_shard` batches each.
 
     Cells are decoded, and cut out, by workers while the device computes other batches.
     """
-    side, size = model.config.encoder.side, settings.batch_size
-    batches = run_batches(model, cells, size, name="extracting", workers=settings.workers, done=done, progress=progress)
-    with worker_pool(settings.workers) as pool:
-        cutting = (
-            (
-                features,
-                pool.submit(
-                    cut_cells,
-                    batch["originals"],
-                    margins,
-                    crop_size,
-                    parity=settings.parity,
-                    zoom=settings.zoom,
-                    view_size=side,
-                    resize=model.config.resize,
-                ),
-            )
-            for batch, features, margins in batches
-        )
-        for features, future in buffered(cutting, _AHEAD):
-            cut = future.result()
-            if cut.views is not None:
-                padding = [(0, size - len(features)), (0, 0), (0, 0), (0, 0)]
-                padded = np.pad(cut.views, padding, mode="edge")  # one compiled shape
-                features = np.asarray(features_and_logits(model, padded)[0])[: len(features)]
-            yield from zip(features, cut.crops, cut.empty.tolist(), strict=True)
+    size, workers = settings.batch_size, settings.workers
+    missing = writer.missing()
+    todo = [range(number * a_shard, number * a_shard + -(-len(places) // size)) for number, places in missing]
+    engine = Engine(model, None, batch_size=size, zoom=settings.zoom, parity=settings.parity, workers=workers)
+    batches = picture_batches(
+        FilePictures(CellSources(cells, masks=False)),
+        model.config.encoder.side,
+        size,
+        range(len(cells)),
+        numbers=[number for numbers in todo for number in numbers],
+        resize=model.config.resize,
+        workers=workers,
+    )
+    dtype = np.dtype(ml_dtypes.bfloat16) if settings.dtype == "bfloat16" else np.dtype(np.float32)
+    done = len(cells) - sum(len(places) for _, places in missing)
+    with tqdm(total=len(cells), initial=done, desc="extracting", unit="cell", disable=not progress) as bar:
+        rows = engine.run(batches)
+        for (number, _), numbers in zip(missing, todo, strict=True):
+            parts = []
+            for part in islice(rows, len(numbers)):
+                parts.append(part)
+                bar.update(len(part.index))
+            reasons = [
+                f"{cells[place].id}: {why}"
+                for part in parts
+                for place, why in zip(part.index, part.reason, strict=True)
+                if why
+            ]
+            if reasons:
+                raise InputError(f"nothing can be extracted of {name_some(reasons)}; leave them out of the data")
+            arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
+            writer.write(number, {**arrays, "feature": arrays["feature"].astype(dtype)})
 
 
 def _save_samples(manifest: Manifest, model: LoraSam, out: Path, settings: ExtractSettings, each: int = 8) -> None:

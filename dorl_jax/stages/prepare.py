@@ -35,6 +35,9 @@ class DataSettings:
         "", "folder with a sub-folder and labels.csv for each laboratory; ${NAME} is an environment variable"
     )
     laboratories: tuple[str, ...] = setting((), "sub-folders to read; empty for all")
+    unseen: tuple[str, ...] = setting(
+        (), "laboratories of which no training sees anything: their cells are embedded and tested only"
+    )
     taxonomy: str = setting("five_classes", "common classes: five_classes, thirteen_classes, or a TOML file")
     strict: bool = setting(False, "stop at files that cannot be used instead of leaving them out")
     synthetic_laboratories: int = setting(2, "number of synthetic laboratories")
@@ -60,6 +63,7 @@ def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Mani
         raise InputError("data.source = 'folder' needs data.root: the folder of the laboratories")
     listed = read_laboratories(root, settings.laboratories, load_taxonomy(settings.taxonomy))
     require_laboratories(listed)
+    listed.without(settings.unseen)  # a wrong name is told before anything is read
     checked = check_cells(listed, progress)
     accepted, failures = checked.accepted, checked.failures
     _write_failures(out / "failures.csv", failures)

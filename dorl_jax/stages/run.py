@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from dorl_jax.stages.finetune_sam import FinetuneSettings, finetune_sam
 from dorl_jax.stages.prepare import DataSettings, prepare
 from dorl_jax.stages.report import report
 from dorl_jax.stages.train_cae import CaeSettings, train_cae
-from dorl_jax.store import fingerprint
+from dorl_jax.store import differences, fingerprint
 from dorl_jax.training.settings import INDIFFERENT
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,10 @@ class Run:
         """The accepted cells."""
         return load_cells(self.folder / "data" / "cells.parquet")
 
+    def seen_cells(self) -> Manifest:
+        """Those of them that trainings may see."""
+        return self.cells().without(self.settings.data.unseen)
+
     def mark(self, stage: Stage) -> str:
         """Fingerprint of all a stage's output depends on: its settings and those of the stages before it."""
         before = STAGES[: STAGES.index(stage) + 1]
@@ -92,7 +96,7 @@ def _prepare(run: Run) -> Any:
 
 def _finetune_sam(run: Run) -> Any:
     out = run.folder / "finetune_sam"
-    return finetune_sam(run.cells(), out, run.settings.finetune_sam, progress=run.progress)
+    return finetune_sam(run.seen_cells(), out, run.settings.finetune_sam, progress=run.progress)
 
 
 def _extract(run: Run) -> Any:
@@ -108,7 +112,14 @@ def _extract(run: Run) -> Any:
 
 def _train_cae(run: Run) -> Any:
     store = run.folder / "extract" / "store"
-    return train_cae(run.cells(), store, run.folder / "train_cae", run.settings.train_cae, progress=run.progress)
+    return train_cae(
+        run.cells(),
+        store,
+        run.folder / "train_cae",
+        run.settings.train_cae,
+        unseen=run.settings.data.unseen,
+        progress=run.progress,
+    )
 
 
 def _embed(run: Run) -> Any:
@@ -232,7 +243,7 @@ def _refuse_other_settings(run: Run, stages: Sequence[Stage]) -> None:
         state = _read_state(run.folder, stage)
         if state is None:
             continue
-        changed = _differences(state["settings"], run.tree(stage))
+        changed = differences(state["settings"], run.tree(stage))
         if state["version"] != __version__:
             changed.append(f"the version of dorl_jax ({state['version']}, now {__version__})")
         if changed:
@@ -240,11 +251,6 @@ def _refuse_other_settings(run: Run, stages: Sequence[Stage]) -> None:
                 f"{run.folder} was made with other settings of {stage.name}: {name_some(changed)}. "
                 f"Choose another --run folder, or do {stage.name} and what follows again with --redo {stage.name}"
             )
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    names = sorted(old.keys() | new.keys())
-    return [f"{name} ({old.get(name)}, now {new.get(name)})" for name in names if old.get(name) != new.get(name)]
 
 
 def _state_file(folder: Path, stage: Stage) -> Path:

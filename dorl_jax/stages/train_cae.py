@@ -13,12 +13,15 @@ from flax import nnx
 from jaxtyping import Array
 
 from dorl_jax.config import setting
+from dorl_jax.contrast import contrastive_loss, standardise_in_domains
+from dorl_jax.data.augment import Augmentation
 from dorl_jax.data.loader import Share, array_batches, balance_groups
 from dorl_jax.data.manifest import Cell, Manifest
+from dorl_jax.data.views import TwoViews
 from dorl_jax.errors import InputError
 from dorl_jax.losses import cae_loss
 from dorl_jax.models import Cae, CaeConfig
-from dorl_jax.models.cae import random_kept
+from dorl_jax.models.cae import VectorPart, random_kept
 from dorl_jax.parallel import is_main, make_mesh
 from dorl_jax.stages.observing import observe_reconstruction
 from dorl_jax.store import Places, Store, fingerprint
@@ -35,6 +38,24 @@ class CaeSettings(TrainingSettings):
     mask_ratio: float = setting(0.75, "share of the tokens hidden from the encoder")
     standardise: bool = setting(True, "standardise the channels of the features (the original takes them as they are)")
     pixel_weight: float = setting(1.0, "weight of the absolute difference of images beside SSIM (0 in the original)")
+    vector: tuple[VectorPart, ...] = setting(
+        ("cls",),
+        "what a cell's vector is made of: 'cls', the encoder's cls token (the original); 'tokens', mean and sd of its "
+        "tokens over the cell; 'features', the same of the features it reads; 'pixels', the pixel encoder's vector",
+    )
+    reconstruct: int = setting(0, "cells of every batch that are reconstructed; 0 for all")
+    pixel_channels: tuple[int, ...] = setting(
+        (), "channels of the pixel encoder's convolutions, multiples of 8: [48, 96, 192]; none in the original"
+    )
+    pixel_size: int = setting(48, "side in pixels of the crops that the pixel encoder sees")
+    contrast_weight: float = setting(
+        0.0, "weight of the contrast between two changed views of a cell, of which the pixel encoder learns"
+    )
+    temperature: float = setting(0.2, "of the contrast: the lower, the more the most similar other cells count")
+    magnification: float = setting(1.25, "views: zoom by 1/m..m; 1 for none")
+    stain: float = setting(1.5, "views: strength of the change of the dyes (see `data.augment`)")
+    white_balance: float = setting(1.5, "views: strength of the change of the light")
+    blur: float = setting(1.0, "views: strength of blur and noise")
     batch_size: int = setting(32, "cells a step, over all devices and processes")
     warmup_steps: int = setting(500, "steps of linear warm-up (at most half of all), before the cosine to 0")
     balance: Literal["none", "laboratory", "class", "laboratory_and_class"] = setting(
@@ -43,13 +64,27 @@ class CaeSettings(TrainingSettings):
 
 
 def train_cae(
-    manifest: Manifest, store_folder: Path, out: Path, settings: CaeSettings, *, progress: bool = True
+    manifest: Manifest,
+    store_folder: Path,
+    out: Path,
+    settings: CaeSettings,
+    *,
+    unseen: Sequence[str] = (),
+    progress: bool = True,
 ) -> Cae:
     """Train on the store; laboratories are the domains, in the manifest's order. No label is used.
 
     Writes into `out`: `model`, `metrics.csv`, `validation.csv` (of cells that do not train, with `validation`, else of
     some that do), `tensorboard`, `pictures`, `trained.txt` (what trains), `samples.npz` (targets and reconstructions),
     `checkpoints`. A killed run goes on where it was.
+
+    Args:
+      manifest: the cells of the store.
+      store_folder: see `extract`.
+      out: folder.
+      settings: see there.
+      unseen: laboratories whose cells do not train.
+      progress: show a bar.
 
     Raises:
       InputError: the store is of other cells, its features do not fit the variant, or a loss breaks.
@@ -58,18 +93,31 @@ def train_cae(
     store = Store(store_folder)
     store.require_ids([cell.id for cell in manifest.cells])
     grid, _, width = store["feature"][0].shape
-    config = replace(CaeConfig.preset(settings.variant), grid=grid, mask_ratio=settings.mask_ratio)
+    if settings.contrast_weight and not settings.pixel_channels:
+        raise InputError("train_cae.contrast_weight is of what the pixel encoder learns: set train_cae.pixel_channels")
+    if not 0 <= settings.reconstruct <= settings.batch_size:
+        raise InputError(f"train_cae.reconstruct = {settings.reconstruct} of a batch of {settings.batch_size} cells")
+    config = replace(
+        CaeConfig.preset(settings.variant),
+        grid=grid,
+        mask_ratio=settings.mask_ratio,
+        vector=settings.vector,
+        pixel_channels=settings.pixel_channels,
+        pixel_size=settings.pixel_size,
+    )
     if width != config.width:
         raise InputError(
             f"train_cae.variant = {settings.variant!r} reads features of {config.width}, the store has {width}"
         )
+    seen = [place for place, cell in enumerate(manifest.cells) if cell.laboratory not in unseen]
+    laboratories = manifest.without(unseen).laboratories
     if settings.standardise:
-        config = _with_statistics(config, store)
-    training, selecting = _split(manifest.cells, settings.validation, settings.seed)
+        config = _with_statistics(config, store, seen)
+    training, selecting = _split(manifest.cells, seen, settings.validation, settings.seed)
     if settings.select and not selecting:
         raise InputError("train_cae.select needs cells that do not train: set train_cae.validation above 0")
     cells = [manifest.cells[place] for place in training]
-    number = {laboratory: index for index, laboratory in enumerate(manifest.laboratories)}
+    number = {laboratory: index for index, laboratory in enumerate(laboratories)}
     model = Cae(config, rngs=nnx.Rngs(settings.seed))
     batches = array_batches(
         {
@@ -81,6 +129,7 @@ def train_cae(
         settings.batch_size,
         settings.seed,
         balance_groups(cells, settings.balance),
+        change=_views(settings),
         share=Share(jax.process_index(), jax.process_count()),
     )
     looked_at = selecting or training
@@ -97,7 +146,7 @@ def train_cae(
         train_as_set(
             model,
             nnx.Param,
-            cae_objective(config, len(number), settings.pixel_weight),
+            cae_objective(config, len(number), settings.pixel_weight, settings.reconstruct, _contrast(settings)),
             batches,
             settings,
             out,
@@ -114,37 +163,82 @@ def train_cae(
     return model
 
 
-def cae_objective(config: CaeConfig, num_domains: int, pixel_weight: float = 0.0) -> LossFunction:
+@dataclass(frozen=True)
+class Contrast:
+    """How much the contrast between "view_a" and "view_b" weighs, and its temperature."""
+
+    weight: float
+    temperature: float
+
+
+def cae_objective(
+    config: CaeConfig,
+    num_domains: int,
+    pixel_weight: float = 0.0,
+    reconstruct: int = 0,
+    contrast: Contrast | None = None,
+) -> LossFunction:
     """The training's loss for a model of that shape; which tokens are hidden is drawn.
 
     Args:
       config: of the model.
       num_domains, pixel_weight: see `losses.cae_loss`.
+      reconstruct: the first so many cells of the batch are reconstructed; 0 for all.
+      contrast: between two views, or None.
     """
 
-    def objective(model: Cae, batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
+    def reconstruction(model: Cae, batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
         features = batch["feature"].astype(jnp.float32)
         out = model(features, random_kept(key, features.shape[0], config))
         images = batch["crop"].astype(jnp.float32) / 255
         return cae_loss(out, model.standardise(features), images, batch["domain"], num_domains, pixel_weight)
 
+    def objective(model: Cae, batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
+        first = {name: batch[name][: reconstruct or None] for name in ("feature", "crop", "domain")}
+        losses = reconstruction(model, first, key)
+        if contrast is None:
+            return losses
+        compared = _compare_views(model, batch, num_domains, contrast.temperature)
+        total = losses["loss"] + contrast.weight * compared["loss"]
+        return {**losses, "loss": total, "contrast": compared["loss"], "found": compared["found"]}
+
     return objective
 
 
-def _split(cells: Sequence[Cell], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Places of the cells that train, and of those that do not: `share` of each laboratory."""
+def _compare_views(model: Cae, batch: Mapping[str, Array], num_domains: int, temperature: float) -> dict[str, Array]:
+    domains = batch["domain"]
+    both = jnp.concatenate([domains, domains])
+    views = jnp.concatenate([batch["view_a"], batch["view_b"]]).astype(jnp.float32) / 255
+    compared = model.compare(views, lambda x: standardise_in_domains(x, both, num_domains))
+    a, b = jnp.split(compared, 2)
+    return contrastive_loss(a, b, domains, temperature)
+
+
+def _contrast(settings: CaeSettings) -> Contrast | None:
+    return Contrast(settings.contrast_weight, settings.temperature) if settings.contrast_weight else None
+
+
+def _views(settings: CaeSettings) -> TwoViews | None:
+    if not settings.contrast_weight:
+        return None
+    how = Augmentation("laboratory", settings.magnification, settings.stain, settings.white_balance, settings.blur)
+    return TwoViews(settings.pixel_size, how)
+
+
+def _split(cells: Sequence[Cell], places: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Of these places those of the cells that train, and of those that do not: `share` of each laboratory."""
     rng = np.random.default_rng(seed)
     kept: set[int] = set()
-    for laboratory in dict.fromkeys(cell.laboratory for cell in cells):
-        own = [place for place, cell in enumerate(cells) if cell.laboratory == laboratory]
+    for laboratory in dict.fromkeys(cells[place].laboratory for place in places):
+        own = [place for place in places if cells[place].laboratory == laboratory]
         kept.update(rng.permutation(own)[: round(share * len(own))].tolist())
-    return [place for place in range(len(cells)) if place not in kept], sorted(kept)
+    return [place for place in places if place not in kept], sorted(kept)
 
 
-def _with_statistics(config: CaeConfig, store: Store, most: int = 500) -> CaeConfig:
-    """The configuration with mean and sd of each channel over at most `most` evenly spaced cells."""
-    places = range(0, len(store), max(1, len(store) // most))
-    features = np.stack([store["feature"][place] for place in places]).astype(np.float32)
+def _with_statistics(config: CaeConfig, store: Store, places: Sequence[int], most: int = 500) -> CaeConfig:
+    """The configuration with mean and sd of each channel over at most `most` evenly spaced of these cells."""
+    chosen = places[:: max(1, len(places) // most)]
+    features = np.stack([store["feature"][place] for place in chosen]).astype(np.float32)
     mean, std = features.mean(axis=(0, 1, 2)), features.std(axis=(0, 1, 2))
     std = np.maximum(std, 1e-3 * std.max())  # a channel that never changes
     return replace(config, feature_mean=tuple(mean.tolist()), feature_std=tuple(std.tolist()))

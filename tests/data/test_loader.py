@@ -14,13 +14,16 @@ from dorl_jax.data.images import ImageError, read_image, resize_image, resize_ma
 from dorl_jax.data.loader import (
     WHOLE,
     Batches,
+    CellSources,
     Share,
     array_batches,
     balance_groups,
     image_batches,
+    picture_batches,
     segmentation_batches,
 )
 from dorl_jax.data.manifest import Cell, read_cell, read_laboratories
+from dorl_jax.data.pictures import ArrayPictures, FilePictures
 from dorl_jax.data.pool import worker_count
 from dorl_jax.data.sources import Part
 from dorl_jax.data.taxonomy import Taxonomy
@@ -255,7 +258,7 @@ def test_image_batches_in_order_with_a_filled_up_tail(cells: tuple[Cell, ...], b
     assert len(batches) == -(-len(cells) // batch_size)
     place = 0
     for batch in batches:
-        assert batch["index"].dtype == np.int32
+        assert batch["index"].dtype == np.int64
         assert batch["image"].shape == (batch_size, 24, 24, 3)
         assert len(batch["originals"]) == batch["valid"].sum()
         for row in range(batch_size):
@@ -267,6 +270,32 @@ def test_image_batches_in_order_with_a_filled_up_tail(cells: tuple[Cell, ...], b
             if batch["valid"][row]:
                 np.testing.assert_array_equal(batch["originals"][row], original)
             place += 1
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_chosen_batches_with_reasons_in_place_of_pictures(tmp_path: Path, workers: int) -> None:
+    cells = numbered(tmp_path, {"a": 11})
+    cells[6].image.write_text("no image")
+    cells[10].image.unlink()
+    pictures = FilePictures(CellSources(cells, masks=False))
+    found = list(picture_batches(pictures, 8, 4, range(1, 11), numbers=[1, 2], strict=False, workers=workers))
+    assert [batch["index"].tolist() for batch in found] == [[5, 6, 7, 8], [9, 10, 10, 10]]
+    assert [batch["valid"].tolist() for batch in found] == [[True] * 4, [True, True, False, False]]
+    reasons = [reason for batch in found for reason in batch["reason"].tolist()]
+    assert [bool(reason) for reason in reasons] == [False, True, False, False, False, True]
+    assert "6.png is no BMP" in reasons[1]
+    assert reasons[5].startswith("no image file")
+    whole = [row for batch in image_batches(cells[:6], 8, 1) for row in batch["image"]]
+    np.testing.assert_array_equal(found[0]["image"][0], whole[5])
+    assert not found[0]["image"][1].any()  # black, no neighbour
+    assert [image.shape for image in found[0]["originals"]][1] == (1, 1, 3)
+
+
+def test_pictures_in_memory_are_checked() -> None:
+    image = np.zeros((4, 5, 3), np.uint8)
+    assert ArrayPictures([image]).read(0).shape == (4, 5, 3)
+    with pytest.raises(InputError, match=r"image 1 is float64 \(4, 5, 3\), expected uint8"):
+        ArrayPictures([image, image / 255])
 
 
 def test_image_batches_of_nothing() -> None:

@@ -16,7 +16,6 @@ from dorl_jax.data.synthetic import write_laboratories
 from dorl_jax.data.taxonomy import load_taxonomy
 from dorl_jax.models import LoraSam, SamConfig
 from dorl_jax.stages.extract import ExtractSettings, extract
-from dorl_jax.stages.segment import features_and_logits
 from dorl_jax.store import Store
 from dorl_jax.training.checkpoints import save_model
 
@@ -40,8 +39,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LoraSam]:
 
 def fields(store: Store) -> dict[str, np.ndarray]:
     return {
-        name: np.stack([store[name][place] for place in range(len(store))]) for name in ("feature", "crop", "empty")
+        name: np.stack([store[name][place] for place in range(len(store))])
+        for name in ("feature", "crop", "foreground", "empty")
     }
+
+
+@nnx.jit
+def features_and_logits(model: LoraSam, images: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    out = model(images)
+    return out["feature"], out["low_res_logits"][..., 1] - out["low_res_logits"][..., 0]
 
 
 @pytest.mark.slow
@@ -64,7 +70,7 @@ def test_rows_are_the_parts_by_hand(cells: Manifest, model: tuple[Path, LoraSam]
 @pytest.mark.slow
 def test_workers_and_interruptions_change_nothing(cells: Manifest, model: tuple[Path, LoraSam], tmp_path: Path) -> None:
     def run(out: str, workers: int) -> dict[str, np.ndarray]:
-        settings = ExtractSettings(batch_size=4, shard_size=3, workers=workers)
+        settings = ExtractSettings(batch_size=3, shard_size=3, workers=workers)
         return fields(extract(cells, model[0], tmp_path / out, settings, weights="w", progress=False))
 
     expected = run("plain", 0)
@@ -86,11 +92,25 @@ def test_cut_cells_is_each_cell_by_itself() -> None:
     images = [rng.integers(0, 256, (side, side + 9, 3), dtype=np.uint8) for side in (30, 70, 41)]
     margins = rng.standard_normal((3, 8, 8)).astype(np.float32)
     margins[1] = -1
-    cut = cut_cells(images, margins, 24, zoom=1.5, view_size=20)
+    cut = cut_cells(images, margins, 24, 5, zoom=1.5, view_size=20)
     assert cut.empty.tolist() == [False, True, False]
     assert cut.views is not None
     for place, image in enumerate(images):
         mask = mask_at(margins[place], *image.shape[:2])
         np.testing.assert_array_equal(cut.crops[place], cell_crop(image, mask, 24))
         np.testing.assert_array_equal(cut.views[place], resize_image(cell_view(image, mask, 1.5), 20))
-    assert cut_cells(images, margins, 24).views is None
+    assert cut_cells(images, margins, 24, 5).views is None
+
+
+def test_foreground_is_the_share_of_each_patch() -> None:
+    image = np.zeros((40, 40, 3), np.uint8)
+    margin = np.full((8, 8), -1, np.float32)
+    margin[:, 4:] = 1  # the right half, up to the edge
+    whole = cut_cells([image], margin[None], 24, 4)
+    np.testing.assert_array_equal(whole.foreground[0], np.tile([0, 0, 255, 255], (4, 1)))
+    # A window of 60 x 60 around a box of 20 x 40: the cell is in its middle third, two thirds high.
+    window = cut_cells([image], margin[None], 24, 6, zoom=1.5, view_size=20)
+    expected = np.zeros((6, 6))
+    expected[1:5, 2:4] = 255
+    np.testing.assert_array_equal(window.foreground[0], expected)
+    assert (cut_cells([image], -np.abs(margin)[None], 24, 4).foreground == 255).all()

@@ -79,24 +79,32 @@ def perceptron(p: Parameters, name: str, x: torch.Tensor) -> torch.Tensor:
     return linear(p, f"{name}.layers.2", x)
 
 
-def lora_sam(
+def encode_image(
     p: Parameters, images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
-) -> dict[str, torch.Tensor]:
-    """Images (B, S, S, 3), 0..255, of the parameters' size -> feature, low_res_logits and iou, channels first."""
-    encoder, decoder = "image_encoder", "mask_decoder"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, S, S, 3), 0..255, of the parameters' size -> feature and embedding behind the neck, channels first."""
+    encoder = "image_encoder"
     kernel = p[f"{encoder}.patch_embed.proj.weight"]
     pixels, centre, spread = (torch.tensor(x, dtype=kernel.dtype) for x in (images, mean, std))
     x = ((pixels - centre) / spread).permute(0, 3, 1, 2)
     x = F.conv2d(x, kernel, p[f"{encoder}.patch_embed.proj.bias"], stride=kernel.shape[-1])
     x = x.permute(0, 2, 3, 1) + p[f"{encoder}.pos_embed"]
-    grid = x.shape[1]
     for index in range(sum(name.endswith("attn.qkv.weight") for name in p)):
         x = block(p, index, x)
     feature = x.permute(0, 3, 1, 2)
     y = norm2d(p, f"{encoder}.neck.1", F.conv2d(feature, p[f"{encoder}.neck.0.weight"]))
-    y = norm2d(p, f"{encoder}.neck.3", F.conv2d(y, p[f"{encoder}.neck.2.weight"], padding=1))
+    return feature, norm2d(p, f"{encoder}.neck.3", F.conv2d(y, p[f"{encoder}.neck.2.weight"], padding=1))
+
+
+def lora_sam(
+    p: Parameters, images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
+) -> dict[str, torch.Tensor]:
+    """Images (B, S, S, 3), 0..255, of the parameters' size -> feature, low_res_logits and iou, channels first."""
+    decoder = "mask_decoder"
+    feature, y = encode_image(p, images, mean, std)
+    grid, dtype = feature.shape[-1], p["image_encoder.pos_embed"].dtype
     image = (y + p["prompt_encoder.no_mask_embed.weight"].reshape(1, -1, 1, 1)).flatten(2).transpose(1, 2)
-    centres = (torch.arange(grid, dtype=kernel.dtype) + 0.5) / grid
+    centres = (torch.arange(grid, dtype=dtype) + 0.5) / grid
     places = torch.stack(torch.meshgrid(centres, centres, indexing="xy"), -1) * 2 - 1
     angles = 2 * math.pi * (places @ p["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"])
     positions = torch.cat([angles.sin(), angles.cos()], -1).reshape(1, grid * grid, -1)

@@ -1,0 +1,195 @@
+"""Images to a file of vectors: in shards, so that it can be killed at any moment, and shared by many processes."""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+from dorl_jax.data.image_lists import ImageList
+from dorl_jax.data.loader import picture_batches
+from dorl_jax.data.pictures import FilePictures, as_read
+from dorl_jax.data.pool import worker_count
+from dorl_jax.dorl import DoRL, Dtype
+from dorl_jax.embedding.engine import Engine, Rows
+from dorl_jax.embedding.table import read_provenance, write_vectors
+from dorl_jax.errors import InputError, name_some
+from dorl_jax.locks import locked
+from dorl_jax.store import Store, StoreWriter, differences
+
+logger = logging.getLogger(__name__)
+
+# Images that are read to tell how long all will take.
+_PROBED = 8
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """How a set of images is embedded.
+
+    Attributes:
+      batch_size: images a step, over all devices of a process.
+      dtype: of the arithmetic.
+      workers: processes that decode; see `pool.worker_count`.
+      shard_size: images a shard, rounded up to whole batches: a kill loses what has been done of one.
+      strict: fail on an image that cannot be read, rather than to write down why.
+      process, processes: the number of this process, from 0, and how many share the work; each takes every
+        `processes`-th shard that is missing.
+    """
+
+    batch_size: int = 16
+    dtype: Dtype = "float32"
+    workers: int = -1
+    shard_size: int = 512
+    strict: bool = False
+    process: int = 0
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a process did.
+
+    Attributes:
+      images: how many it embedded now.
+      seconds: for that, starting up and compiling left out.
+      idle_share: of that time, how much of it the devices waited, 0..1.
+      failed: images of all that have no vector.
+      finished: whether the file is there; otherwise other processes have shards to do.
+    """
+
+    images: int
+    seconds: float
+    idle_share: float
+    failed: int
+    finished: bool
+
+
+def embed_images(dorl: DoRL, images: ImageList, out: Path, job: EmbedJob, *, progress: bool = True) -> Done:
+    """Write the vectors of all images into `out` (see `embedding.table`), in the order of `images`.
+
+    While it lasts, `out` with ".parts" behind its name holds the shards that are done; the same call goes on with them,
+    with any number of processes, and the file comes out the same to the last byte. The process that finds all shards
+    done writes the file and removes them.
+
+    Raises:
+      InputError: no images, `out` is of other images or was made otherwise, another process is at it alone, or, with
+        `strict`, an image that cannot be read.
+    """
+    if not len(images):
+        raise InputError("no images to embed")
+    if not 0 <= job.process < job.processes:
+        raise InputError(f"process {job.process} of {job.processes}: expected 0 to {job.processes - 1}")
+    if out.suffix != ".parquet":
+        raise InputError(f"{out}: vectors are written as .parquet; `dorl-jax export` makes other kinds of it")
+    made_by = {
+        **dorl.provenance,
+        "dtype": job.dtype,
+        "batch_size": job.batch_size,
+        "images": images.fingerprint(),
+        "jax": jax.__version__,
+        "platform": jax.default_backend(),
+    }
+    if out.exists():
+        changed = differences(read_provenance(out), made_by)
+        if changed:
+            raise InputError(f"{out} is there, made with another {name_some(changed)}: remove it or write elsewhere")
+        logger.info("%s is there already", out)
+        return Done(0, 0.0, 0.0, 0, True)
+    parts = out.with_name(out.name + ".parts")
+    with locked(parts / "writing.lock", shared=job.processes > 1):
+        done = _do_missing(dorl, images, parts, made_by, job, progress)
+    return _finish(images, out, parts, made_by, done)
+
+
+def _do_missing(
+    dorl: DoRL, images: ImageList, parts: Path, made_by: Mapping[str, Any], job: EmbedJob, progress: bool
+) -> Done:
+    shard_size = job.batch_size * -(-job.shard_size // job.batch_size)
+    writer = StoreWriter(parts, images.ids, made_by, shard_size, redo="run `dorl-jax embed` again")
+    if job.processes == 1:
+        writer.clean()
+    missing = writer.missing(job.process, job.processes)
+    total = sum(len(places) for _, places in missing)
+    if not total:
+        return Done(0, 0.0, 0.0, 0, writer.complete)
+    if total < len(images):
+        logger.info("%d of %d images are left for this process", total, len(images))
+    engine = dorl.engine(job.batch_size, job.dtype, job.workers)
+    _predict(engine, images, missing[0][1].start, total, job)
+    # Every batch belongs to one shard, so that a vector does not depend on what was done before.
+    a_shard = shard_size // job.batch_size
+    numbers = [n for number, places in missing for n in _batches_of(number, places, a_shard, job.batch_size)]
+    batches = picture_batches(
+        FilePictures(images),
+        dorl.side,
+        job.batch_size,
+        range(len(images)),
+        numbers=numbers,
+        resize=dorl.lora_sam.config.resize,
+        originals=engine.needs_originals,
+        strict=job.strict,
+        workers=job.workers,
+    )
+    start = time.perf_counter()
+    with tqdm(total=total, desc="embedding", unit="image", disable=not progress) as bar:
+        rows = _counted(engine.run(batches), bar)
+        for number, places in missing:
+            own = [next(rows) for _ in _batches_of(number, places, a_shard, job.batch_size)]
+            arrays = {name: np.concatenate([part.arrays[name] for part in own]) for name in own[0].arrays}
+            reasons = np.concatenate([part.reason for part in own])
+            failed = {row: str(reason) for row, reason in enumerate(reasons) if reason}
+            writer.write(number, arrays, failed)
+    seconds = time.perf_counter() - start
+    return Done(total, seconds, engine.occupancy.idle_share, 0, writer.complete)
+
+
+def _batches_of(number: int, places: range, a_shard: int, batch_size: int) -> range:
+    first = number * a_shard
+    return range(first, first + -(-len(places) // batch_size))
+
+
+def _counted(rows: Iterator[Rows], bar: Any) -> Iterator[Rows]:
+    for part in rows:
+        bar.update(len(part.index))
+        yield part
+
+
+def _predict(engine: Engine, images: ImageList, first: int, total: int, job: EmbedJob) -> None:
+    """Say how long it will take, before it begins."""
+    device = engine.seconds_a_batch() / job.batch_size
+    pictures = FilePictures(images)
+    start = time.perf_counter()
+    probed = range(first, min(first + _PROBED, len(images)))
+    for place in probed:
+        as_read(pictures, place)
+    reading = (time.perf_counter() - start) / len(probed) / max(1, worker_count(job.workers))
+    slower = "the device" if device > reading else "reading them"
+    logger.info(
+        "%d images will take about %s (%.4g images/s, by %s)",
+        total,
+        tqdm.format_interval(total * max(device, reading)),
+        1 / max(device, reading),
+        slower,
+    )
+
+
+def _finish(images: ImageList, out: Path, parts: Path, made_by: Mapping[str, Any], done: Done) -> Done:
+    if not done.finished:
+        logger.info("other processes have shards to do; the last one to end writes %s", out)
+        return done
+    with locked(parts / "finishing.lock", wait=True):
+        if not out.exists():
+            store = Store(parts)
+            write_vectors(store, images, out, made_by)
+            failed = len(store.failed)
+        else:
+            failed = done.failed
+    shutil.rmtree(parts, ignore_errors=True)
+    return Done(done.images, done.seconds, done.idle_share, failed, True)

@@ -1,0 +1,87 @@
+"""Vectors as a table, and as the Parquet file that everything behind them reads.
+
+Columns: "id" (string), what came along with the images ("laboratory", "label", ..), "source" (string, where the image
+is), "vector" (fixed-size list of float32, null where there is none), "empty" (bool, no mask was found and the whole
+image was taken), "reason" (string, why there is no vector; null where there is one). What made them is in the file's
+metadata under "dorl_jax", as JSON.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dorl_jax.data.image_lists import ImageList
+from dorl_jax.errors import InputError
+from dorl_jax.files import replacing
+from dorl_jax.store import Store
+
+METADATA = b"dorl_jax"
+_OWN = ("id", "source", "vector", "empty", "reason")
+
+
+def vectors_table(images: ImageList, arrays: Mapping[str, np.ndarray], failed: Mapping[int, str]) -> pa.Table:
+    """The rows of some images.
+
+    Args:
+      images: n of them.
+      arrays: "vector" float32 (n, d) and "empty" bool (n,).
+      failed: row -> why there is nothing of it.
+    """
+    count = len(images)
+    fine = np.ones(count, bool)
+    fine[list(failed)] = False
+    vectors = np.ascontiguousarray(arrays["vector"], np.float32)
+    flat = pa.array(vectors.reshape(-1))
+    columns = {
+        "id": images.ids,
+        **{name: images.columns[name] for name in images.columns.column_names if name not in _OWN},
+        "source": pa.array([images.source_text(place) for place in range(count)], pa.large_string()),
+        "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1], mask=pa.array(~fine)),
+        "empty": pa.array(arrays["empty"], mask=~fine),
+        "reason": pa.array([failed.get(row) for row in range(count)], pa.string()),
+    }
+    return pa.table(columns)
+
+
+def write_vectors(store: Store, images: ImageList, out: Path, provenance: Mapping[str, Any]) -> None:
+    """A finished store of vectors as one Parquet file, shard by shard; it appears whole or not at all.
+
+    Raises:
+      InputError: a damaged store.
+    """
+    store.verify()
+    first = 0
+    with replacing(out) as partial:
+        writer = None
+        try:
+            for number in range(store.shards):
+                arrays = {name: store[name].shard(number) for name in ("vector", "empty")}
+                last = first + len(arrays["vector"])
+                failed = {row: store.failed[first + row] for row in range(last - first) if first + row in store.failed}
+                table = vectors_table(images[first:last], arrays, failed)
+                if writer is None:
+                    metadata = {METADATA: json.dumps(dict(provenance), sort_keys=True).encode()}
+                    writer = pq.ParquetWriter(partial, table.schema.with_metadata(metadata), compression="zstd")
+                writer.write_table(table.cast(writer.schema))
+                first = last
+        finally:
+            if writer is not None:
+                writer.close()
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """What made a file of vectors.
+
+    Raises:
+      InputError: no Parquet, or one that does not say.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return json.loads(metadata[METADATA])
+    except (pa.ArrowInvalid, OSError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is no file of vectors that dorl_jax wrote ({error!r})") from error

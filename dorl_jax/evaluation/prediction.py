@@ -1,0 +1,175 @@
+"""Classes of cells by a fitted classifier, and whether their laboratory is one it knows."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Shaped
+
+from dorl_jax.errors import InputError, name_some
+from dorl_jax.evaluation.familiarity import SetFamiliarity, of_set
+from dorl_jax.evaluation.fitted import FittedClassifier, in_own_units
+from dorl_jax.vectors import PROVENANCE, Vectors, from_table
+
+# With fewer cells the mean and sd of a laboratory say more of these cells than of it.
+FEW = 100
+# Of the provenance of vectors, what makes those of two models incomparable. The images, the machine and the type of the
+# arithmetic do not.
+_DECIDES = ("weights", "side", "resize", "zoom", "parity")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of every cell that has a vector.
+
+    Attributes:
+      classes: in the order of the columns of `probabilities`.
+      labels: the most probable class of each cell.
+      probabilities: (n, k); rows sum to 1.
+      laboratories: of training, in the order of the columns of `p_values`.
+      p_values: (n, l): share of the laboratory's own cells that are as far out (see `familiarity`).
+      sets: the same for all cells together, the nearest laboratory first.
+      notes: what to keep in mind.
+    """
+
+    classes: tuple[str, ...]
+    labels: Shaped[np.ndarray, " n"]
+    probabilities: Float[np.ndarray, "n k"]
+    laboratories: tuple[str, ...]
+    p_values: Float[np.ndarray, "n l"]
+    sets: tuple[SetFamiliarity, ...]
+    notes: tuple[str, ...]
+
+
+def predict(fitted: FittedClassifier, vectors: Vectors) -> Prediction:
+    """Name the class of every cell.
+
+    Where the classifier was fitted with the adaptation "own", vectors are scaled by the mean and sd of their
+    laboratory: that of the column `laboratory`, or all cells together where there is none.
+
+    Raises:
+      InputError: vectors of another model than those it was fitted on, or of one that is not known.
+    """
+    header = fitted.header
+    _refuse_other_model(header.vectors, vectors.provenance)
+    if vectors.values.shape[1] != header.width:
+        raise InputError(f"the classifier takes vectors of {header.width} numbers, not of {vectors.values.shape[1]}")
+    values, notes = vectors.values, []
+    if header.adaptation == "own":
+        laboratories = _laboratories(vectors)
+        names, counts = np.unique(laboratories, return_counts=True)
+        notes = [
+            f"{name}: mean and sd are those of {count} cells only; below {FEW}, or where the classes are in other "
+            "shares than usual, they may do more harm than good"
+            for name, count in zip(names.tolist(), counts.tolist(), strict=True)
+            if count < FEW
+        ]
+        values = in_own_units(values, laboratories)
+    probabilities = fitted.probabilities(values)
+    # Of the laboratory as it is: in its own units every one looks alike.
+    p_values = fitted.familiarity.of_cells(vectors.values)
+    known = tuple(reference.name for reference in fitted.familiarity.references)
+    return Prediction(
+        classes=header.classes,
+        labels=np.array(header.classes)[probabilities.argmax(axis=1)],
+        probabilities=probabilities,
+        laboratories=known,
+        p_values=p_values,
+        sets=tuple(of_set(list(known), p_values)),
+        notes=tuple(notes),
+    )
+
+
+def prediction_table(
+    fitted: FittedClassifier, table: pa.Table, name: str = "the vectors"
+) -> tuple[pa.Table, Prediction]:
+    """A table of vectors with, in place of these, what is predicted.
+
+    Args:
+      fitted: the classifier.
+      table: as `dorl-jax embed` makes it.
+      name: what messages call it.
+
+    Returns:
+      The table, its rows in order and complete, with the columns `class`, `probability` (of that class),
+      `probability_CLASS` of every class, `nearest_laboratory`, `familiarity` (its p-value), and
+      `familiarity_LABORATORY` of every training laboratory; null where a cell has no vector. Its metadata tells, as
+      JSON under "dorl_jax", of the vectors, the classifier, and the set as a whole. And the prediction itself.
+
+    Raises:
+      InputError: see `predict` and `vectors.from_table`.
+    """
+    vectors = from_table(table, name)
+    prediction = predict(fitted, vectors)
+    columns: dict[str, np.ndarray] = {
+        "class": prediction.labels,
+        "probability": prediction.probabilities.max(axis=1),
+    }
+    for index, label in enumerate(prediction.classes):
+        columns[f"probability_{label}"] = prediction.probabilities[:, index]
+    if prediction.laboratories:
+        nearest = prediction.p_values.argmax(axis=1)
+        columns["nearest_laboratory"] = np.array(prediction.laboratories)[nearest]
+        columns["familiarity"] = prediction.p_values.max(axis=1)
+    for index, laboratory in enumerate(prediction.laboratories):
+        columns[f"familiarity_{laboratory}"] = prediction.p_values[:, index]
+    there = ~table.column("vector").is_null().to_numpy()
+    result = table.drop_columns(["vector", *(name for name in columns if name in table.column_names)])
+    for column, values in columns.items():
+        result = result.append_column(column, _spread(values, there))
+    about = {
+        "vectors": vectors.provenance,
+        "classifier": msgspec.to_builtins(fitted.header),
+        "set": [asdict(one) for one in prediction.sets],
+        "notes": prediction.notes,
+    }
+    return result.replace_schema_metadata({PROVENANCE: json.dumps(about)}), prediction
+
+
+def describe_set(prediction: Prediction) -> str:
+    """Whether the set is from a laboratory that is known, in sentences."""
+    if not prediction.sets:
+        return "Whether the laboratory is known cannot be told: no training laboratory has enough cells."
+    first = prediction.sets[0]
+    said = {
+        "known": f"These cells are like those of {first.laboratory}",
+        "shifted": f"These cells are nearest to those of {first.laboratory}, but shifted",
+        "unknown": "These cells are from no laboratory the classifier was trained in: check its classes before use",
+    }[first.verdict]
+    shares = ", ".join(f"{one.laboratory} {one.outside:.0%}" for one in prediction.sets)
+    return (
+        f"{said}. Cells farther out than 95 % of a laboratory's own: {shares}; "
+        f"of a laboratory's own at most {first.limit:.0%} are to be expected."
+    )
+
+
+def _laboratories(vectors: Vectors) -> np.ndarray:
+    if "laboratory" not in vectors.columns.column_names:
+        return np.full(len(vectors), "all cells")
+    return vectors.texts("laboratory")
+
+
+def _spread(values: np.ndarray, there: np.ndarray) -> pa.Array:
+    """The values on the rows that are there, null on the others."""
+    rows = np.zeros(len(there), object if values.dtype.kind == "U" else np.float32)
+    rows[there] = values
+    return pa.array(rows, pa.string() if rows.dtype == object else pa.float32(), mask=~there)
+
+
+def _refuse_other_model(fitted: dict[str, Any], given: dict[str, Any]) -> None:
+    for what, provenance in (("the classifier was fitted on", fitted), ("these are", given)):
+        if "weights" not in provenance:
+            raise InputError(f"{what} vectors of which nobody knows the model: embed the images with `dorl-jax embed`")
+    differing = [
+        f"{name} ({fitted.get(name)}, now {given.get(name)})"
+        for name in _DECIDES
+        if fitted.get(name) != given.get(name)
+    ]
+    if differing:
+        raise InputError(
+            "these vectors are of another model than those the classifier was fitted on: "
+            f"{name_some(differing)}. Take the model of the classifier, or train a classifier on vectors of this one"
+        )

@@ -1,0 +1,1 @@
+"""Vectors and models in the formats of other people's tools."""

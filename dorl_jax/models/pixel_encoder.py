@@ -1,0 +1,73 @@
+"""A small convolutional encoder of the cell alone: finer than feature tokens, cheap enough to train from scratch."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from dorl_jax.models.conv import Conv3x3
+from dorl_jax.models.layers import AnyArray
+
+# Side in pixels of the squares that become channels: strided convolutions, and their gradients, are slow on CPUs.
+PATCH = 2
+_GROUPS = 8
+_EPSILON = 1e-5
+# Grey, the background of a crop, is 0 and adds nothing.
+_GREY, _SCALE = 128 / 255, 64 / 255
+
+
+class PixelEncoder(nnx.Module):
+    """Squares of pixels to channels, then 3x3 convolution, group normalisation and ReLU, halved between, and the mean.
+
+    Every cell is normalised by itself, so that its vector depends on no other.
+    """
+
+    def __init__(self, channels: Sequence[int], *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
+        """Build.
+
+        Args:
+          channels: of each convolution, multiples of 8; the last is the size of the vector.
+          rngs: of the weights.
+          dtype: of the arithmetic.
+        """
+        inputs = (3 * PATCH**2, *channels[:-1])
+        self.convs = nnx.List(Conv3x3(a, b, rngs=rngs, dtype=dtype) for a, b in zip(inputs, channels, strict=True))
+        self.norms = nnx.List(
+            nnx.GroupNorm(b, num_groups=_GROUPS, epsilon=_EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs)
+            for b in channels
+        )
+
+    def __call__(self, images: Float[AnyArray, "b s s 3"]) -> Float[Array, "b c"]:
+        """One vector a cell.
+
+        Args:
+          images: the cell alone on grey (see `data.crops.cell_crop`), 0..1; the side is a multiple of
+            `side_multiple(number of convolutions)`.
+        """
+        x = _squares((jnp.asarray(images) - _GREY) / _SCALE, PATCH)
+        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            if index:
+                x = _halved(x)
+            x = jax.nn.relu(norm(conv(x)))
+        return x.mean(axis=(1, 2))
+
+
+def side_multiple(convolutions: int) -> int:
+    """What the side of the images has to be a multiple of, in pixels."""
+    return PATCH * 2 ** (convolutions - 1)
+
+
+def _squares(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 c2"]:
+    """Squares of side * side pixels as channels, row by row."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // side, side, width // side, side, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // side, width // side, -1)
+
+
+def _halved(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Means of squares of 2 * 2."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))

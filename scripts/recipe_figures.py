@@ -1,0 +1,171 @@
+"""Print what a run's vectors are worth across laboratories, part by part, as a Markdown table.
+
+    python scripts/recipe_figures.py runs/unlabelled_target
+    python scripts/recipe_figures.py runs/held_out_* --held-out
+
+For every part of the vector (see `CaeConfig.vector`) and for all together: accuracy / macro-F1 in percent of logistic
+regression (classes balanced, C = 0.05) in the laboratory it was trained in (five folds), from one laboratory to another
+(mean over pairs) and from all others to each. Vectors are scaled by
+
+  source         mean and sd of the training cells: nothing of the target is needed
+  own            mean and sd of each laboratory over its own unlabelled cells
+  self-training  own, then rounds of training on confident pseudo-labels of the target's unlabelled cells
+
+With several runs, seeds of the same settings, mean and sd over them. With --held-out each run is one that left
+laboratories unseen (`data.unseen`), and only these are tested, from all others.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.model_selection import StratifiedKFold
+
+from dorl_jax import config
+from dorl_jax.evaluation.latents import Latents, read_latents
+from dorl_jax.stages.run import SETTINGS_FILE, RunSettings
+from dorl_jax.training.checkpoints import read_description
+
+SCALINGS = ("source", "own", "self-training")
+ROUNDS = 4
+# macro-F1 a second time over the classes of which the target has as many cells
+ENOUGH = 10
+
+
+@dataclass(frozen=True)
+class Score:
+    """Percent; `common` is macro-F1 over the classes with enough cells, `above` whether above the majority's share."""
+
+    accuracy: float
+    macro_f1: float
+    common: float
+    above: bool
+
+
+def score(truth: np.ndarray, predicted: np.ndarray) -> Score:
+    names, counts = np.unique(truth, return_counts=True)
+    f1 = f1_score(truth, predicted, labels=names, average=None, zero_division=0)
+    accuracy = float(np.mean(truth == predicted))
+    above = accuracy > counts.max() / len(truth)
+    return Score(100 * accuracy, 100 * float(f1.mean()), 100 * float(f1[counts >= ENOUGH].mean()), above)
+
+
+def classifier() -> LogisticRegression:
+    return LogisticRegression(C=0.05, class_weight="balanced", max_iter=1000, tol=1e-3)
+
+
+def scaled(vectors: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    spread = basis.std(axis=0)
+    return (vectors - basis.mean(axis=0)) / np.where(spread > 1e-9, spread, 1)
+
+
+def by_laboratory(vectors: np.ndarray, laboratories: np.ndarray) -> np.ndarray:
+    out = np.empty_like(vectors)
+    for name in np.unique(laboratories):
+        own = laboratories == name
+        out[own] = scaled(vectors[own], vectors[own])
+    return out
+
+
+def self_trained(known: np.ndarray, labels: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Labels of the target. In each round the surest cells of every predicted class, more each time, train along."""
+    model = classifier().fit(known, labels)
+    for round_ in range(1, ROUNDS + 1):
+        shares = model.predict_proba(target)
+        called, sure = shares.argmax(axis=1), shares.max(axis=1)
+        chosen: list[int] = []
+        for number in np.unique(called):
+            of_class = np.flatnonzero(called == number)
+            chosen += of_class[np.argsort(-sure[of_class])][: -(-round_ * len(of_class) // (ROUNDS + 1))].tolist()
+        # both laboratories weigh the same
+        weights = np.concatenate([np.ones(len(known)), np.full(len(chosen), len(known) / len(chosen))])
+        everything = np.concatenate([known, target[chosen]])
+        called_names = np.concatenate([labels, model.classes_[called[chosen]]])
+        model = classifier().fit(everything, called_names, sample_weight=weights)
+    return model.predict(target)
+
+
+def across(vectors: np.ndarray, latents: Latents, sources: Sequence[str], target: str, scaling: str) -> Score:
+    train, test = np.isin(latents.laboratories, sources), latents.laboratories == target
+    if scaling == "source":
+        known, asked = scaled(vectors[train], vectors[train]), scaled(vectors[test], vectors[train])
+    else:
+        known = by_laboratory(vectors[train], latents.laboratories[train])
+        asked = scaled(vectors[test], vectors[test])
+    if scaling == "self-training":
+        predicted = self_trained(known, latents.labels[train], asked)
+    else:
+        predicted = classifier().fit(known, latents.labels[train]).predict(asked)
+    return score(latents.labels[test], predicted)
+
+
+def in_domain(vectors: np.ndarray, latents: Latents, laboratory: str) -> Iterator[Score]:
+    rows = np.flatnonzero(latents.laboratories == laboratory)
+    splitter = StratifiedKFold(5, shuffle=True, random_state=1234)
+    for train, test in splitter.split(rows, latents.labels[rows]):
+        train, test = rows[train], rows[test]
+        model = classifier().fit(scaled(vectors[train], vectors[train]), latents.labels[train])
+        yield score(latents.labels[test], model.predict(scaled(vectors[test], vectors[train])))
+
+
+def parts_of(run: Path, latents: Latents) -> dict[str, np.ndarray]:
+    """The columns of each part of the vector, and of all."""
+    _, cae = read_description(run / "train_cae" / "model")
+    sizes = {"cls": cae.width, "tokens": 2 * cae.width, "features": 2 * cae.width}
+    sizes["pixels"] = cae.pixel_channels[-1] if cae.pixel_channels else 0
+    edges = np.cumsum([0, *(sizes[part] for part in cae.vector)])
+    parts = {part: np.arange(edges[i], edges[i + 1]) for i, part in enumerate(cae.vector)}
+    return parts if len(parts) == 1 else {**parts, " + ".join(parts): np.arange(edges[-1])}
+
+
+def rows(run: Path, held_out: bool) -> Iterator[tuple[str, str, list[Score]]]:
+    """(part, what is asked, scores)."""
+    latents = read_latents(run / "embed" / "latents.parquet")
+    names = list(dict.fromkeys(latents.laboratories.tolist()))
+    unseen = config.load(RunSettings, run / SETTINGS_FILE).data.unseen
+    for part, columns in parts_of(run, latents).items():
+        vectors = latents.vectors[:, columns].astype(np.float64)
+        if held_out:
+            seen = [name for name in names if name not in unseen]
+            for scaling in SCALINGS:
+                scores = [across(vectors, latents, seen, target, scaling) for target in unseen]
+                yield part, f"three to the unseen, {scaling}", scores
+            continue
+        yield part, "in-domain", [one for name in names for one in in_domain(vectors, latents, name)]
+        for scaling in SCALINGS:
+            pairs = [(a, b) for a in names for b in names if a != b]
+            yield part, f"pairs, {scaling}", [across(vectors, latents, [a], b, scaling) for a, b in pairs]
+            others = [([a for a in names if a != b], b) for b in names]
+            yield part, f"others to each, {scaling}", [across(vectors, latents, a, b, scaling) for a, b in others]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("--held-out", action="store_true", help="test the laboratories that a run has not seen")
+    options = parser.parse_args()
+    found: dict[tuple[str, str], list[list[Score]]] = defaultdict(list)
+    for run in options.runs:
+        for part, asked, scores in rows(run, options.held_out):
+            found[part, asked].append(scores)
+    print(f"| vector | asked | accuracy | macro-F1 | of classes with {ENOUGH} cells | above the floor |")
+    print("|---|---|---:|---:|---:|---:|")
+    for (part, asked), of_runs in found.items():
+        if options.held_out:  # every run has its own laboratory: one mean
+            of_runs = [[one for scores in of_runs for one in scores]]
+        cells = []
+        for name in ("accuracy", "macro_f1", "common"):
+            means = [np.mean([getattr(one, name) for one in scores]) for scores in of_runs]
+            spread = f" ± {np.std(means):.1f}" if len(means) > 1 else ""
+            cells.append(f"{np.mean(means):.1f}{spread}")
+        above = " ".join(str(sum(one.above for one in scores)) for scores in of_runs)
+        print(f"| {part} | {asked} | {' | '.join(cells)} | {above} of {len(of_runs[0])} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The exported program, run by JAX alone in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+from flax import nnx
+from jaxtyping import config as jaxtyping_config
+from small_run import write_small_run
+
+from dorl_jax.cli import main
+from dorl_jax.dorl import DoRL
+from dorl_jax.exports.program import PLATFORMS, write_program
+from dorl_jax.models import Cae, CaeConfig, ImageEncoderConfig, LoraConfig, LoraSam, MaskDecoderConfig, SamConfig
+
+# As the documentation says, after a ban on what must not be needed.
+ALONE = """
+import json, sys
+
+class Ban:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("dorl_jax", "flax", "orbax", "cv2", "sklearn"):
+            raise ImportError(f"{name} is banned")
+
+sys.meta_path.insert(0, Ban())
+import jax.export
+import numpy as np
+
+file = np.load(sys.argv[1])
+header = json.loads(file["header.json"])
+
+weights = [jax.device_put(file[name]) for name in header["weights"]]
+
+def function(name):
+    program = jax.export.deserialize(bytearray(file[name]))
+    return lambda images: np.asarray(jax.jit(program.call)(weights, images))
+
+with np.load(sys.argv[2]) as images:
+    margin, vector = function("margin"), function("vector")
+    np.savez(sys.argv[3], margin=margin(images["many"]), vector=vector(images["many"]), one=vector(images["one"]))
+assert "dorl_jax" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[LoraSam, Cae]:
+    encoder = ImageEncoderConfig(32, 8, 24, 2, 3, (1,), window=3, out_channels=32)
+    segmenter = LoraSam(SamConfig(encoder, MaskDecoderConfig(hidden=32)), LoraConfig(rank=2), rngs=nnx.Rngs(0))
+    cae = Cae(
+        CaeConfig(width=24, grid=4, encoder_depth=2, decoder_depth=1, heads=3, head_channels=(8, 8, 8, 8)),
+        rngs=nnx.Rngs(1),
+    )
+    return segmenter, cae
+
+
+@pytest.fixture
+def symbols(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks of shapes know no symbols, which the size of a batch is while a program is exported."""
+    monkeypatch.setattr(jaxtyping_config, "jaxtyping_disable", True)
+
+
+@pytest.mark.slow
+def test_jax_alone_gives_the_same_vectors(models, symbols, tmp_path: Path) -> None:
+    segmenter, cae = models
+    for number, (_, leaf) in enumerate(nnx.to_flat_state(nnx.state(segmenter, nnx.LoRAParam))):
+        leaf.set_value(np.random.default_rng(number).standard_normal(leaf.shape).astype(np.float32))
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    out = segmenter(images)  # before the merge: by another way than what is exported
+    logits = np.asarray(out["low_res_logits"])
+    vectors = np.asarray(cae.encode(out["feature"]))
+    path = tmp_path / "model.jaxexport"
+    write_program(segmenter.merge(), cae, path, zoom=1.25, provenance={"weights": "abc"})
+    np.savez(tmp_path / "images.npz", many=images, one=images[2:3])
+    (tmp_path / "alone.py").write_text(ALONE)
+    files = [str(path), str(tmp_path / "images.npz"), str(tmp_path / "found.npz")]
+    subprocess.run([sys.executable, "-W", "error", str(tmp_path / "alone.py"), *files], check=True, cwd=tmp_path)
+    with np.load(tmp_path / "found.npz") as found:
+        scale = np.abs(vectors).max()
+        np.testing.assert_allclose(found["vector"], vectors, atol=1e-5 * scale)
+        np.testing.assert_allclose(found["one"], vectors[2:3], atol=1e-5 * scale)
+        margins = logits[..., 1] - logits[..., 0]
+        np.testing.assert_allclose(found["margin"], margins, atol=1e-5 * np.abs(margins).max())
+    assert np.ptp(vectors, axis=0).max() > 1e-3 * scale  # the images tell
+
+    with np.load(path) as file:
+        header = json.loads(file["header.json"])
+        assert header["preprocessing"]["zoom"] == 1.25
+        assert header["provenance"] == {"weights": "abc"}
+        assert jax.export.deserialize(bytearray(file["vector"])).platforms == PLATFORMS
+        weights = [file[name] for name in file.files if name.startswith("weight_")]
+    # neither what the merge keeps, nor the autoencoder's decoder and head
+    stored = sum(weight.size for weight in weights)
+    everything = sum(leaf.size for leaf in jax.tree.leaves(nnx.state((segmenter, cae))))
+    encoder = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(cae.encoder)))
+    assert encoder < stored < everything - sum(leaf.size for leaf in jax.tree.leaves(nnx.state(cae.image_head)))
+
+
+@pytest.mark.slow
+def test_a_run_is_exported(symbols, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_small_run(tmp_path / "run", zoom=0.0)
+    path = tmp_path / "model.jaxexport"
+    assert main(["export", str(run), "--to", str(path)]) == 0
+    assert "images (b, 32, 32, 3) to vectors (b, 24), for cpu, cuda, tpu" in capsys.readouterr().out
+    images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    expected = DoRL.load(run).embed(images)
+    with np.load(path) as file:
+        header = json.loads(file["header.json"])
+        program = jax.export.deserialize(bytearray(file["vector"]))
+        found = np.asarray(program.call([file[name] for name in header["weights"]], images))
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    assert header["provenance"]["weights"] == DoRL.load(run).provenance["weights"]
+    assert main(["export", str(tmp_path), "--to", str(path)]) == 2
+    assert "no run at" in capsys.readouterr().err

@@ -1,0 +1,52 @@
+"""The pixel encoder against PyTorch, and what it must not see."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dorl_jax.models.pixel_encoder import PixelEncoder, side_multiple
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return PixelEncoder((16, 24, 8), rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.RandomState(0).random((2, 16, 16, 3)).astype(np.float32)
+
+
+def test_the_same_as_in_pytorch(encoder, images):
+    x = torch.tensor((images * 255 - 128) / 64).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        # pixel_unshuffle counts channel, row, column; squares here row, column, channel
+        x = torch.nn.functional.pixel_unshuffle(x, 2).reshape(2, 3, 4, 8, 8).transpose(1, 2).reshape(2, 12, 8, 8)
+        for index, (conv, norm) in enumerate(zip(encoder.convs, encoder.norms, strict=True)):
+            if index:
+                x = torch.nn.functional.avg_pool2d(x, 2)
+            x = torch.nn.functional.conv2d(
+                x, torch.tensor(np.asarray(conv.kernel[...]).transpose(3, 2, 0, 1)), padding=1
+            )
+            scale, bias = torch.tensor(np.asarray(norm.scale[...])), torch.tensor(np.asarray(norm.bias[...]))
+            x = torch.relu(torch.nn.functional.group_norm(x, 8, scale, bias, 1e-5))
+    np.testing.assert_allclose(encoder(images), x.mean((2, 3)).numpy(), atol=2e-5)
+
+
+def test_grey_around_the_cell_is_zero(encoder):
+    # what the first convolution sees of it is what it sees beyond the edge
+    grey = jnp.full((1, 16, 16, 3), 128 / 255)
+    np.testing.assert_allclose(encoder.convs[0](jnp.zeros((1, 8, 8, 12))), 0, atol=1e-7)
+    np.testing.assert_allclose(encoder(grey), 0, atol=1e-5)
+
+
+def test_cells_do_not_mix(encoder, images):
+    np.testing.assert_allclose(encoder(images)[1:], encoder(images[1:]), atol=1e-6)
+
+
+def test_sides_that_can_be_halved():
+    assert side_multiple(1) == 2
+    assert side_multiple(3) == 8

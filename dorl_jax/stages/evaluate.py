@@ -61,13 +61,13 @@ def evaluate(
       out: folder, made where it is missing.
       settings: see `EvaluateSettings`.
       progress: show a progress bar.
-      groups: id -> group of cells that must stay together, where the file itself does not name them.
+      groups: id -> group of cells that must stay together, in place of those that the file names.
 
     Raises:
       InputError: latents that cannot be read or judged, or settings out of range.
     """
     latents = read_latents(latents_path)
-    if groups is not None and latents.groups is None:
+    if groups is not None:
         latents = replace(latents, groups=np.array([groups.get(id, "") for id in latents.ids.tolist()]))
     methods = [Method(settings.name, (latents,)), *read_methods(settings.beside)]
     return evaluate_methods(methods, out, settings, progress)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Shaped
 from tqdm.auto import tqdm
 
 from dorl_jax.config import setting
@@ -73,14 +74,19 @@ def embed(
             vectors.append(np.asarray(_encode(model, batch))[:count])
             bar.update(count)
     path = out / "latents.parquet"
-    known = "labelled" if labels_seen else "unlabelled"
     latents = Latents(
         ids=np.array(store.ids),
         laboratories=np.array([cell.laboratory for cell in manifest.cells]),
         labels=np.array([cell.label for cell in manifest.cells]),
         vectors=np.concatenate(vectors),
         groups=np.array([f"{cell.laboratory}/{cell.group}" if cell.group else "" for cell in manifest.cells]),
-        seen=np.array(["no" if cell.laboratory in unseen else known for cell in manifest.cells]),
+        seen=what_was_seen(manifest, unseen, labels_seen),
     )
     write_latents(latents, path)
     return path
+
+
+def what_was_seen(manifest: Manifest, unseen: Sequence[str], labels_seen: bool) -> Shaped[np.ndarray, " n"]:
+    """For each cell, what the trainings have seen of it (see `Latents.seen`); `embed` tells of the arguments."""
+    known = "labelled" if labels_seen else "unlabelled"
+    return np.array(["no" if cell.laboratory in unseen else known for cell in manifest.cells])

@@ -32,7 +32,7 @@ from dorl_jax.evaluation.results import Evaluation, Kind
 from dorl_jax.evaluation.splits import Split, fold_numbers, groups_across, split_laboratories
 from dorl_jax.evaluation.summary import Tested, summarise
 
-__all__ = ["Evaluation", "Fit", "Judged", "ProtocolSettings", "as_original", "evaluate_latents", "judge"]
+__all__ = ["Evaluation", "Fit", "Judged", "ProtocolSettings", "as_original", "judge"]
 
 logger = logging.getLogger(__name__)
 
@@ -185,25 +185,6 @@ def judge(
     notes = _notes(cells, judged, splits, settings)
     evaluation = summarise(tested, cells, splits, settings, headline(settings), notes, package_versions())
     return Judgement(evaluation, cells, judged)
-
-
-def evaluate_latents(
-    latents: Latents,
-    classifiers: Sequence[str] = ORIGINAL,
-    folds: int = 5,
-    seed: int = 1234,
-    progress: bool = True,
-) -> Evaluation:
-    """Judge one file of vectors by pairs of laboratories, without adaptation (see `judge`)."""
-    settings = ProtocolSettings(
-        classifiers=tuple(classifiers),
-        folds=folds,
-        seed=seed,
-        adaptations=("none",),
-        leave_one_out=False,
-        resamples=100,
-    )
-    return judge([Method("vectors", (latents,))], settings, progress).evaluation
 
 
 def headline(settings: ProtocolSettings) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
+import numpy as np
+from jaxtyping import Float
 
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation.bootstrap import Difference
@@ -192,6 +194,10 @@ class Evaluation:
     def to_confusions(self) -> dict[str, Any]:
         """Plain values, as `confusion.json` holds them."""
         return {"classes": self.classes, "confusions": msgspec.to_builtins(self.confusions)}
+
+    def floors(self) -> Float[np.ndarray, " t"]:
+        """Accuracy on each laboratory of calling every cell its commonest class."""
+        return np.array([max(cells.values()) / sum(cells.values()) for cells in self.laboratories.values()])
 
     def ranking(self) -> list[Summary]:
         """The headline classifier's summaries, best first within a setting: by macro-F1 and accuracy added up.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from dorl_jax.evaluation.classifiers import TITLES
 from dorl_jax.evaluation.exposure import MEANINGS, Setting
 from dorl_jax.evaluation.exposure import TITLES as SETTING_TITLES
+from dorl_jax.evaluation.invariance_columns import InvarianceColumns
 from dorl_jax.evaluation.results import Evaluation, Mean, Part, Score, Summary
 
 Format = Literal["markdown", "latex"]
@@ -24,12 +25,12 @@ class Table:
     remark: str = ""
 
 
-def all_tables(evaluation: Evaluation) -> list[Table]:
+def all_tables(evaluation: Evaluation, invariance: InvarianceColumns) -> list[Table]:
     """The ranking, each laboratory, the pairs and the comparisons, one of each in every setting that was met."""
     tables = []
     for setting in dict.fromkeys(one.setting for one in evaluation.summaries):
         title = SETTING_TITLES[setting]
-        tables.append(_ranking(evaluation, setting, title))
+        tables.append(_ranking(evaluation, invariance, setting, title))
         tables.append(_laboratories(evaluation, setting, title))
         for score, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
             tables.append(_pairs(evaluation, setting, f"{title}: {name} % of every classifier", score))
@@ -38,8 +39,9 @@ def all_tables(evaluation: Evaluation) -> list[Table]:
     return tables
 
 
-def write_tables(evaluation: Evaluation, form: Format) -> str:
+def write_tables(evaluation: Evaluation, form: Format, invariance: InvarianceColumns | None = None) -> str:
     """All tables, under the settings' meanings."""
+    tables = all_tables(evaluation, invariance or InvarianceColumns())
     found = list(dict.fromkeys(one.setting for one in evaluation.summaries))
     draw: Callable[[Table], str] = _markdown if form == "markdown" else _latex
     parity = " The original's protocol to the letter." if evaluation.settings.get("parity") else ""
@@ -50,13 +52,13 @@ def write_tables(evaluation: Evaluation, form: Format) -> str:
     )
     if form == "latex":
         opening = [f"% {SETTING_TITLES[one]}: {MEANINGS[one]}.\n" for one in found] + [f"% {lead}\n".replace(" %", "")]
-        return "".join(opening) + "% Needs the package booktabs.\n" + "\n".join(map(draw, all_tables(evaluation)))
+        return "".join(opening) + "% Needs the package booktabs.\n" + "\n".join(map(draw, tables))
     opening = [f"* {SETTING_TITLES[one]}: {MEANINGS[one]}.\n" for one in found]
-    return f"{lead}\n\n{''.join(opening)}\n" + "\n".join(map(draw, all_tables(evaluation)))
+    return f"{lead}\n\n{''.join(opening)}\n" + "\n".join(map(draw, tables))
 
 
 def write_csv(items: Sequence[Any]) -> str:
-    """Dataclasses of one type, one a line; a nested one's fields become columns `outer_inner`. Without dictionaries."""
+    """Dataclasses of one type, one a line; what is nested becomes columns `outer_inner`."""
     text = io.StringIO()
     lines = [dict(_flat(item)) for item in items]
     columns = list(dict.fromkeys(name for line in lines for name in line))
@@ -71,8 +73,9 @@ def percent(score: Score, bracket: bool = False) -> str:
     if score.mean is None:
         return "-"
     spread = f" ± {100 * score.sd_seeds:.1f}" if score.sd_seeds is not None else ""
-    known = bracket and score.low is not None and score.high is not None
-    interval = f" [{100 * score.low:.1f}, {100 * score.high:.1f}]" if known and score.low and score.high else ""
+    interval = ""
+    if bracket and score.low is not None and score.high is not None:
+        interval = f" [{100 * score.low:.1f}, {100 * score.high:.1f}]"
     return f"{100 * score.mean:.1f}{spread}{interval}"
 
 
@@ -91,7 +94,9 @@ def _flat(item: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}{one.name}_")
         elif isinstance(value, tuple):
             yield f"{prefix}{one.name}", " / ".join(map(str, value))
-        elif not isinstance(value, dict):
+        elif isinstance(value, dict):
+            yield from ((f"{prefix}{one.name}_{key}", inner) for key, inner in value.items())
+        else:
             yield f"{prefix}{one.name}", value
 
 
@@ -103,14 +108,15 @@ def _of(evaluation: Evaluation, setting: Setting) -> list[Summary]:
     return sorted(own, key=lambda one: place.get((one.method, one.adaptation), len(place)))
 
 
-def _ranking(evaluation: Evaluation, setting: Setting, title: str) -> Table:
+def _ranking(evaluation: Evaluation, invariance: InvarianceColumns, setting: Setting, title: str) -> Table:
     own = [one for one in _of(evaluation, setting) if one.classifier == evaluation.headline]
     lines = []
     for one in own:
         parts = [one.in_domain, one.pairs, one.leave_one_out]
         scores = [_cell(part, score) for part in parts for score in ("accuracy", "macro_f1", "macro_f1_frequent")]
         above = [f"{part.above_floor} of {part.tests}" if part else "-" for part in parts[1:]]
-        lines.append([f"{one.method}, {one.adaptation}", *scores, *above])
+        kept = [invariance.of(one, measure) for measure in invariance.measures]
+        lines.append([f"{one.method}, {one.adaptation}", *scores, *above, *kept])
     for part_of, name in (("majority_floor", "majority floor"), ("ceiling", "ceiling")):
         cells = []
         for kind in ("in_domain", "pairs", "leave_one_out"):
@@ -118,18 +124,21 @@ def _ranking(evaluation: Evaluation, setting: Setting, title: str) -> Table:
             floor = None if part is None else getattr(part, part_of)
             of_f1 = part.majority_floor_macro_f1 if part is not None and part_of == "majority_floor" else None
             cells += ["-" if value is None else f"{100 * value:.1f}" for value in (floor, of_f1, None)]
-        lines.append([name, *cells, "", ""])
+        lines.append([name, *cells, "", "", *("" for _ in invariance.measures)])
     header = [
         f"{where} {what}"
         for where in ("in-domain", "pairs", "others→one")
         for what in ("accuracy", "macro-F1", "macro-F1, 10 cells")
     ]
-    header += ["pairs above floor", "others→one above floor"]
+    header += ["pairs above floor", "others→one above floor", *(measure.title for measure in invariance.measures)]
     remark = (
         f"Classifier: {TITLES[evaluation.headline]}, named before anything was tested. Pairs: trained on one "
         "laboratory, tested on another; others→one: trained on all but the tested one. '10 cells': over the classes "
         "of which the target has at least 10 cells."
     )
+    if invariance.measures:
+        about = "; ".join(f"{measure.title}: {measure.about}" for measure in invariance.measures)
+        remark += f" {about}. {invariance.remark}"
     return Table(f"{title}: methods", ["method, adaptation", *header], lines, remark)
 
 

@@ -1,6 +1,6 @@
 """Stage 5: one vector a cell. Store -> latent vectors in Parquet."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Shaped
 from tqdm.auto import tqdm
 
 from dorl_jax.config import setting
@@ -40,9 +41,22 @@ def embed(
     out: Path,
     settings: EmbedSettings,
     *,
+    unseen: Sequence[str] = (),
+    labels_seen: bool = False,
     progress: bool = True,
 ) -> Path:
     """Encode every cell of the store, nothing masked, and write `out/latents.parquet`.
+
+    Args:
+      manifest: the cells of the store.
+      store_folder: see `extract`.
+      model_folder: of the autoencoder.
+      out: folder.
+      settings: see there.
+      unseen: laboratories of which no training saw anything; it is written beside the vectors, for what is tested on
+        them.
+      labels_seen: whether a training saw the classes of the others.
+      progress: show a bar.
 
     Raises:
       InputError: the store is of other cells.
@@ -65,6 +79,14 @@ def embed(
         laboratories=np.array([cell.laboratory for cell in manifest.cells]),
         labels=np.array([cell.label for cell in manifest.cells]),
         vectors=np.concatenate(vectors),
+        groups=np.array([f"{cell.laboratory}/{cell.group}" if cell.group else "" for cell in manifest.cells]),
+        seen=what_was_seen(manifest, unseen, labels_seen),
     )
     write_latents(latents, path)
     return path
+
+
+def what_was_seen(manifest: Manifest, unseen: Sequence[str], labels_seen: bool) -> Shaped[np.ndarray, " n"]:
+    """For each cell, what the trainings have seen of it (see `Latents.seen`); `embed` tells of the arguments."""
+    known = "labelled" if labels_seen else "unlabelled"
+    return np.array(["no" if cell.laboratory in unseen else known for cell in manifest.cells])

@@ -13,14 +13,17 @@ import numpy as np
 
 from dorl_jax.config import expand_path, setting
 from dorl_jax.errors import InputError
+from dorl_jax.evaluation import plots
 from dorl_jax.evaluation.few_cells import few_cells
+from dorl_jax.evaluation.heat_maps import panels
 from dorl_jax.evaluation.invariance import MISSING, measure_invariance
+from dorl_jax.evaluation.invariance_columns import InvarianceColumns
 from dorl_jax.evaluation.latents import read_latents
 from dorl_jax.evaluation.methods import Method
 from dorl_jax.evaluation.predictions import write_predictions
 from dorl_jax.evaluation.protocol import Evaluation, Fit, ProtocolSettings, judge
 from dorl_jax.evaluation.tables import write_csv, write_tables
-from dorl_jax.files import write_text
+from dorl_jax.files import replacing, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -52,22 +55,23 @@ def evaluate(
     """Judge latent vectors across laboratories (see `dorl_jax.evaluation.protocol.judge`).
 
     Writes into `out`: `summary.json` (every fold, means, intervals, comparisons), `confusion.json`, `rows.csv`,
-    `means.csv`, `summaries.csv`, `laboratories.csv`, `comparisons.csv`, `table.md`, `table.tex`, `predictions.parquet`
-    (what every fit called every cell), `invariance.json` and `.csv`, `few_cells.csv`, and `fits.jsonl`, the finished
-    fits. A run that was killed goes on from there; fits of other vectors, folds, seed or package versions are not used.
+    `means.csv`, `summaries.csv`, `laboratories.csv`, `comparisons.csv`, `table.md`, `table.tex`, `heat_maps.png`,
+    `predictions.parquet` (what every fit called every cell), `invariance.json` and `.csv`, `few_cells.csv`, and
+    `fits.jsonl`, the finished fits. A run that was killed goes on from there; fits of other vectors, folds, seed or
+    package versions are not used.
 
     Args:
       latents_path: what the stage `embed` wrote.
       out: folder, made where it is missing.
       settings: see `EvaluateSettings`.
       progress: show a progress bar.
-      groups: id -> group of cells that must stay together, where the file itself does not name them.
+      groups: id -> group of cells that must stay together, in place of those that the file names.
 
     Raises:
       InputError: latents that cannot be read or judged, or settings out of range.
     """
     latents = read_latents(latents_path)
-    if groups is not None and latents.groups is None:
+    if groups is not None:
         latents = replace(latents, groups=np.array([groups.get(id, "") for id in latents.ids.tolist()]))
     methods = [Method(settings.name, (latents,)), *read_methods(settings.beside)]
     return evaluate_methods(methods, out, settings, progress)
@@ -124,6 +128,7 @@ def evaluate_methods(
     ):
         write_text(out / f"{name}.csv", write_csv(items))
     runs = [one.run for one in judgement.judged]
+    columns = InvarianceColumns()
     if settings.invariance:
         found, complete = measure_invariance(judgement.cells, runs, evaluation.settings["adaptations"], settings.seed)
         if not complete:
@@ -132,11 +137,17 @@ def evaluate_methods(
         tree = {"remark": remark, "measured": msgspec.to_builtins(found)}
         write_text(out / "invariance.json", json.dumps(tree, indent=1) + "\n")
         write_text(out / "invariance.csv", write_csv(found))
+        columns = InvarianceColumns(found, remark)
     if settings.few_cells and not settings.parity:
         curve = few_cells(judgement.cells, runs, evaluation.headline, settings.few_cells, settings.seed)
         write_text(out / "few_cells.csv", write_csv(curve))
-    write_text(out / "table.md", write_tables(evaluation, "markdown"))
-    write_text(out / "table.tex", write_tables(evaluation, "latex"))
+    write_text(out / "table.md", write_tables(evaluation, "markdown", columns))
+    write_text(out / "table.tex", write_tables(evaluation, "latex", columns))
+    ranking = evaluation.ranking()
+    with replacing(out / "heat_maps.png") as partial:
+        laboratories = list(evaluation.laboratories)
+        drawn = plots.heat_maps(panels(evaluation, ranking), laboratories, evaluation.floors(), plots.LIGHT)
+        partial.write_bytes(drawn)
     # Last, as it marks the stage as done.
     write_text(out / "summary.json", json.dumps(evaluation.to_summary(), indent=1, ensure_ascii=False) + "\n")
     return evaluation

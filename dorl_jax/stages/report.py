@@ -18,15 +18,15 @@ from dorl_jax.evaluation import plots
 from dorl_jax.evaluation.classifiers import TITLES
 from dorl_jax.evaluation.exposure import MEANINGS
 from dorl_jax.evaluation.exposure import TITLES as SETTING_TITLES
+from dorl_jax.evaluation.heat_maps import panels
+from dorl_jax.evaluation.invariance_columns import InvarianceColumns, read_invariance
 from dorl_jax.evaluation.results import Evaluation, Summary, read_evaluation
 from dorl_jax.evaluation.tables import percent
 from dorl_jax.files import write_text
 from dorl_jax.html import page_templates, png_uri
 from dorl_jax.stages.report_parts import Chart, Tile, chart
 from dorl_jax.stages.report_vectors import (
-    InvarianceColumns,
     read_few_cells,
-    read_invariance,
     read_latent_space,
     read_neighbours,
     read_worst_cells,
@@ -132,18 +132,9 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def _heat_maps(evaluation: Evaluation, summaries: Sequence[Summary], alt: str) -> Chart:
-    """One panel for each summary; pairs of laboratories that it has no test of are blank."""
-    laboratories = list(evaluation.laboratories)
-    floors = np.array([max(cells.values()) / sum(cells.values()) for cells in evaluation.laboratories.values()])
-    of_methods = len({one.classifier for one in summaries}) == 1 and len(summaries) > 1
-    panels: dict[str, Float[np.ndarray, "s t"]] = {}
-    for one in summaries:
-        values = np.full((len(laboratories), len(laboratories)), np.nan)
-        for mean in evaluation.means_of(one):
-            values[laboratories.index(mean.source), laboratories.index(mean.target)] = mean.accuracy.mean
-        name = f"{one.method}, {one.adaptation}" if of_methods else TITLES.get(one.classifier, one.classifier)
-        panels[f"{name}\n{SETTING_TITLES[one.setting]}" if of_methods else name] = values
-    return chart(lambda theme: plots.heat_maps(panels, laboratories, floors, theme), alt)
+    laboratories, floors = list(evaluation.laboratories), evaluation.floors()
+    values = panels(evaluation, summaries)
+    return chart(lambda theme: plots.heat_maps(values, laboratories, floors, theme), alt)
 
 
 def _confusions(evaluation: Evaluation, best: Summary, names: Sequence[str]) -> dict[str, Chart]:

@@ -2,7 +2,6 @@
 
 import csv
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from dorl_jax.errors import InputError
 from dorl_jax.evaluation import plots
 from dorl_jax.evaluation.adaptation import standardise_by_laboratory
 from dorl_jax.evaluation.few_cells import FewCells
-from dorl_jax.evaluation.invariance import Invariance
 from dorl_jax.evaluation.latents import Latents, read_latents
-from dorl_jax.evaluation.results import Summary, read_evaluation
+from dorl_jax.evaluation.results import read_evaluation
 from dorl_jax.html import png_uri
 from dorl_jax.stages.report_parts import Chart, Tile, chart
 from dorl_jax.store import Store
@@ -171,68 +169,6 @@ def _neighbours(
 
 def _distances(vectors: Float32[np.ndarray, "n d"], one: Float32[np.ndarray, " d"]) -> Float[np.ndarray, " n"]:
     return np.linalg.norm(vectors - one, axis=1)
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A column of the table of methods."""
-
-    name: str
-    title: str
-    about: str
-
-
-_MEASURES = (
-    Measure("probe", "probe", "balanced accuracy of a linear probe that tells the laboratory"),
-    Measure("probe_forest", "probe, forest", "the same of a random forest"),
-    Measure("robustness", "robustness", "whether neighbours are alike in class (1) or in laboratory (0)"),
-    Measure("kbet", "kBET", "share of neighbourhoods within a class in which laboratories are mixed"),
-    Measure("ilisi", "iLISI", "laboratories in a neighbourhood, from one (0) to all (1)"),
-    Measure("silhouette_batch", "silhouette, laboratory", "1 where laboratories lie over each other"),
-    Measure("silhouette_class", "silhouette, class", "1 where classes lie apart"),
-)
-
-
-@dataclass(frozen=True)
-class _File:
-    remark: str
-    measured: list[Invariance]
-
-
-class InvarianceColumns:
-    """What stands beside accuracy in the table of methods."""
-
-    def __init__(self, file: _File | None = None) -> None:
-        self._measured = file.measured if file else []
-        self.measures = [
-            one for one in _MEASURES if any(getattr(found, one.name) is not None for found in self._measured)
-        ]
-        self.remark = ""
-        if file and file.measured:
-            first = file.measured[0]
-            self.remark = (
-                f"Chance is {1 / first.laboratories:.2f} for the probes; a vector of nothing but the class would give "
-                f"{first.probe_of_class:.2f}. {file.remark}"
-            ).strip()
-
-    def of(self, summary: Summary, measure: Measure) -> str:
-        """The mean over seeds; self-training works on vectors in their laboratory's units."""
-        adaptation = "none" if summary.adaptation == "none" else "own"
-        values = [
-            value
-            for one in self._measured
-            if (one.method, one.adaptation) == (summary.method, adaptation)
-            and (value := getattr(one, measure.name)) is not None
-        ]
-        return f"{np.mean(values):.2f}" if values else ""
-
-
-def read_invariance(path: Path) -> InvarianceColumns:
-    """The columns of `invariance.json`."""
-    try:
-        return InvarianceColumns(msgspec.json.decode(path.read_bytes(), type=_File))
-    except msgspec.DecodeError as error:
-        raise InputError(f"{path} cannot be read: {error}; run the stage `evaluate` again") from error
 
 
 def read_few_cells(path: Path) -> Chart:

@@ -129,6 +129,8 @@ def _embed(run: Run) -> Any:
         run.folder / "train_cae" / "model",
         run.folder / "embed",
         run.settings.embed,
+        unseen=run.settings.data.unseen,
+        labels_seen=any("class" in one.balance for one in (run.settings.finetune_sam, run.settings.train_cae)),
         progress=run.progress,
     )
 

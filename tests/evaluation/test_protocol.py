@@ -15,7 +15,8 @@ from sklearn.svm import SVC
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation import protocol
 from dorl_jax.evaluation.latents import Latents
-from dorl_jax.evaluation.protocol import evaluate_latents
+from dorl_jax.evaluation.methods import Method
+from dorl_jax.evaluation.protocol import ProtocolSettings, judge
 
 THREE = {
     "north": {"basophil": 12, "monocyte": 30, "neutrophil": 41},
@@ -26,7 +27,11 @@ FAST = ("svm_linear", "logistic_regression")
 
 
 def evaluate(latents, classifiers=FAST, **more):
-    return evaluate_latents(latents, classifiers, progress=False, **more)
+    """Pairs of laboratories, without adaptation."""
+    settings = ProtocolSettings(
+        classifiers=tuple(classifiers), adaptations=("none",), leave_one_out=False, resamples=100, **more
+    )
+    return judge([Method("vectors", (latents,))], settings, progress=False).evaluation
 
 
 def test_agrees_with_the_protocol_written_plainly(make_latents):

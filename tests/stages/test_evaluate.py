@@ -18,6 +18,7 @@ from dorl_jax.stages.evaluate import EvaluateSettings, evaluate
 FILES = {
     "summary.json", "confusion.json", "rows.csv", "means.csv", "summaries.csv", "laboratories.csv", "comparisons.csv",
     "table.md", "table.tex", "predictions.parquet", "fits.jsonl", "invariance.json", "invariance.csv", "few_cells.csv",
+    "heat_maps.png",
 }  # fmt: skip
 SETTINGS = EvaluateSettings(
     classifiers=("svm_linear", "svm_poly", "logistic_regression"), adaptations=("none",), resamples=100, few_cells=(5,)

@@ -62,6 +62,7 @@ def test_every_stage_leaves_its_output(finished):
     features = np.stack([store["feature"][place] for place in (0, 41)]).astype(np.float32)
     np.testing.assert_allclose(latents.vectors[[0, 41]], model.encode(features), rtol=1e-3, atol=1e-4)
     assert list(latents.ids) == store.ids
+    assert set(latents.seen.tolist()) == {"unlabelled"}
     # ... and those the features of the images
     image = np.asarray(Image.open(manifest.cells[3].image).convert("RGB"))
     segmenter = load_model(finished / "finetune_sam" / "model", LoraSam)

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from dorl_jax import __version__, config, data_command, predict_command
+from dorl_jax import __version__, config, data_command, judge_command, neighbours_command, predict_command
 from dorl_jax.embedding import command as embed_command
 from dorl_jax.errors import InputError
 from dorl_jax.exports import command as export_command
@@ -35,11 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.stage == "data":
             data_command.run(options)
         elif options.stage == "export":
+            _log_to(None, quiet=False)
             export_command.run(options)
+        elif options.stage == "neighbours":
+            neighbours_command.run(options)
         elif options.stage in ("train-classifier", "predict"):
+            _log_to(None, quiet=False)
             predict_command.run(options)
         elif options.stage == "embed" and options.images:
             _embed_images(options)
+        elif options.stage == "judge":
+            judge_command.run(options)
         else:
             _run_stages(options)
     except InputError as error:
@@ -130,7 +136,9 @@ def _parser() -> argparse.ArgumentParser:
             embed_command.add_arguments(subparser)
     data_command.add_parser(commands)
     export_command.add_parser(commands)
+    neighbours_command.add_parser(commands)
     predict_command.add_parser(commands)
+    judge_command.add_parser(commands)
     command.add_parser(commands)
     return parser
 

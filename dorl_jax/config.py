@@ -65,8 +65,7 @@ def build(
 
 def as_tree(settings: Any) -> dict[str, Any]:
     """The settings as plain values; keys without a value (None) are left out, as TOML has no null."""
-    # by way of JSON, so that a tuple is the list it will be when read again
-    return _without_none(msgspec.json.decode(msgspec.json.encode(settings)))
+    return _without_none(_plain(settings))
 
 
 def save(settings: Any, path: str | os.PathLike[str]) -> None:
@@ -92,6 +91,16 @@ def expand_path(text: str, key: str) -> Path:
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dictionaries, tuples as the lists they will be when read again."""
+    if dataclasses.is_dataclass(value):
+        # Field by field: msgspec leaves out the defaults of what it has itself read.
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return value
 
 
 def _without_none(tree: Any) -> Any:

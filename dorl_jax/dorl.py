@@ -105,7 +105,7 @@ class DoRL:
         dtype: Dtype = "float32",
         workers: int = -1,
         progress: bool = False,
-    ) -> Float32[np.ndarray, "n c"]:
+    ) -> Float32[np.ndarray, "n d"]:
         """One vector an image.
 
         Args:

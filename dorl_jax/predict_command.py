@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,8 +14,6 @@ from dorl_jax.evaluation.classifiers import CLASSIFIERS
 from dorl_jax.evaluation.fitted import Adaptation
 from dorl_jax.files import replacing
 from dorl_jax.vectors import PROVENANCE, read_vectors
-
-logger = logging.getLogger(__name__)
 
 _TRAIN = "Fit a classifier to vectors whose cells have a label, and store it without pickle."
 _PREDICT = "Name the class of cells, and tell whether their laboratory is one the classifier knows."

@@ -13,7 +13,7 @@ from dorl_jax.data.sources import parse_source
 from dorl_jax.dorl import DoRL
 from dorl_jax.evaluation.familiarity import OUTSIDE
 from dorl_jax.files import replacing
-from dorl_jax.sheets import PREDICTED, TILE, fit_image, fit_mask, lay_out, outline
+from dorl_jax.sheets import PREDICTED, TILE, fit_image, fit_mask, fit_square, lay_out, outline
 
 # Cells on a sheet.
 EACH = 64
@@ -33,10 +33,7 @@ def prediction_sheet(
     for image, mask in cells:
         small = fit_image(image, TILE)
         outline(small, fit_mask(mask, TILE), colour, _WIDTH)
-        tile = np.full((TILE, TILE, 3), 255, np.uint8)
-        top, left = (TILE - small.shape[0]) // 2, (TILE - small.shape[1]) // 2
-        tile[top : top + small.shape[0], left : left + small.shape[1]] = small
-        tiles.append(tile)
+        tiles.append(fit_square(small, TILE))
     return lay_out(tiles, captions, [("mask", colour, _WIDTH), ("? no known laboratory is like it", None, 0)])
 
 

@@ -27,6 +27,16 @@ def fit_image(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray,
     return cv2.resize(image, _fitted(height, width, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
+def fit_square(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "side side 3"]:
+    """`fit_image` in the middle of a square of paper."""
+    small = fit_image(image, side)
+    height, width = small.shape[:2]
+    square = np.full((side, side, 3), PAPER, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = small
+    return square
+
+
 def fit_mask(mask: Bool[np.ndarray, "h w"], side: int) -> Bool[np.ndarray, "tall wide"]:
     """The mask of `fit_image`'s image: where at least half of a pixel is covered."""
     height, width = mask.shape
@@ -71,6 +81,7 @@ def lay_out(
     tiles: Sequence[UInt8[np.ndarray, "h w 3"]],
     captions: Sequence[str],
     legend: Sequence[tuple[str, Colour | None, int]],
+    columns: int = _COLUMNS,
 ) -> UInt8[np.ndarray, "tall wide 3"]:
     """A sheet of tiles in rows.
 
@@ -78,6 +89,7 @@ def lay_out(
       tiles: of one size, `TILE` pixels wide or less.
       captions: of each tile, written beneath; cut where the tile ends.
       legend: above the tiles, texts, each with its line (colour, width) or None.
+      columns: tiles in a row.
 
     Raises:
       ValueError: no tile, or not a caption for each.
@@ -85,7 +97,7 @@ def lay_out(
     if not tiles or len(tiles) != len(captions):
         raise ValueError(f"{len(tiles)} pictures and {len(captions)} captions")
     tall, wide = tiles[0].shape[:2]
-    columns = min(_COLUMNS, len(tiles))
+    columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
     across, down = TILE + _GAP, tall + _LINE + _GAP
     top = _MARGIN + _LINE + 4

@@ -38,6 +38,13 @@ def test_settings_files_of_the_repository(path):
     assert config.load(RunSettings, path) != RunSettings()
 
 
+def test_every_default_of_a_file_with_some_settings_is_spelled_out(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text("[part]\nsteps = 7\n")
+    expected = {"part": {"steps": 7, "rate": 0.1, "names": []}, "other": {"steps": 3, "rate": 0.1, "names": []}}
+    assert config.as_tree(config.load(Whole, path)) == expected
+
+
 def test_round_trip(tmp_path):
     settings = Whole(Part(1, 2.5e-7, ("a", "b"), "c"), Part(note='quotes " and \\'))
     config.save(settings, tmp_path / "deep" / "a.toml")

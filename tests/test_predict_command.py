@@ -57,6 +57,7 @@ def trained(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_from_images_to_classes(run: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = draw(tmp_path / "new", 7)
     Path(paths[5]).write_bytes(b"no image")
@@ -92,6 +93,7 @@ def test_from_images_to_classes(run: Path, trained: Path, tmp_path: Path, capsys
     assert table["nearest_laboratory"].to_pylist().count("north") > CELLS / 2
 
 
+@pytest.mark.slow
 def test_another_run_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write_small_run(tmp_path / "other", seed=5)
     draw(tmp_path / "new", 7)
@@ -102,6 +104,7 @@ def test_another_run_is_refused(trained: Path, tmp_path: Path, capsys: pytest.Ca
     assert not (tmp_path / "out.parquet").exists()
 
 
+@pytest.mark.slow
 def test_bad_command_lines(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vectors, classifier = str(trained / "vectors.parquet"), str(trained / "one.skops")
     pq.write_table(pq.read_table(vectors).replace_schema_metadata({}), tmp_path / "unknown.parquet")

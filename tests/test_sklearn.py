@@ -20,6 +20,8 @@ from dorl_jax.dorl import DoRL
 from dorl_jax.errors import InputError
 from dorl_jax.sklearn import DoRLEmbedder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -153,9 +153,10 @@ def _is_header(header: bytes) -> bool:
     if not said or said.strip(b"01234567"):
         return False
     total = sum(header) - sum(header[148:156]) + 8 * 32
+    if int(said, 8) == total:
+        return True
     # Old programs added the bytes as signed numbers.
-    signed = total - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
-    return int(said, 8) in (total, signed)
+    return int(said, 8) == total - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
 
 
 def _number(text: bytes) -> int:

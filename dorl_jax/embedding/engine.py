@@ -47,13 +47,13 @@ class Rows:
 class Engine:
     """Computes of every image its vector, or what the autoencoder trains on.
 
-    With an autoencoder `run` gives "vector" (n, width) and "empty" (n,), True where no mask was found; without one
+    With an autoencoder `run` gives "vector" (n, d) and "empty" (n,), True where no mask was found; without one
     "feature" (n, grid, grid, C), "crop" (n, S, S, 3), "foreground" (n, grid, grid) and "empty" (see
     `dorl_jax.data.cut.CutCells`).
 
     One program goes from an image to its vector where nothing has to be cut out. Otherwise one finds the mask, worker
-    processes cut out the window around the cell, and a second one computes its vector. The devices of this process
-    share every batch.
+    processes cut out what is needed of the cell (the window around it, the cell alone on grey, its share of each
+    token), and a second one computes the vector. The devices of this process share every batch.
 
     Attributes:
       occupancy: how much of its time the device waited.
@@ -70,7 +70,7 @@ class Engine:
         dtype: Literal["float32", "bfloat16"] = "float32",
         workers: int = 0,
     ) -> None:
-        """Put the models, whose arithmetic is set to `dtype` in place, on all local devices.
+        """Put the models on all local devices; they themselves stay as they are.
 
         Args:
           segmenter: with its LoRA merged, best.
@@ -96,16 +96,18 @@ class Engine:
         self._crop_size = CaeConfig(grid=self._grid).image_size
         self._batch_size, self._zoom, self._parity, self._workers = batch_size, zoom, parity, workers
         self._resize = segmenter.config.resize
-        self._vectors, self._masked = cae is not None, cae is not None and cae.config.needs_mask
-        self._pixel_size = CaeConfig().pixel_size if cae is None else cae.config.pixel_size
-        for model in (segmenter, cae):
-            if model is not None:
-                set_compute(model, dtype=dtype)
-        program = _programs((segmenter, cae), Mesh(np.array(devices), ("data",)))
+        self._vectors = cae is not None
+        self._second: Program | None
+        program = _programs(_computing_in((segmenter, cae), dtype), Mesh(np.array(devices), ("data",)))
+        self._cuts = cae is None or zoom > 0 or cae.config.needs_mask
+        self._pixel_size = cae.config.pixel_size if cae is not None and "pixels" in cae.config.vector else 0
         if cae is None:
             self._first, self._second = program(_features_and_margins), program(_features)
+        elif not self._cuts:
+            self._first, self._second = program(_vector_and_empty), None
         else:
-            self._first, self._second = program(_margins if self._cuts else _vector_and_empty), program(_vector)
+            self._first = program(_features_and_margins if not zoom else _margins)
+            self._second = program(_vector if zoom else _vector_of_features)
         self.occupancy = Occupancy()
 
     def run(self, batches: Iterator[Mapping[str, Any]]) -> Iterator[Rows]:
@@ -118,73 +120,67 @@ class Engine:
         with ExitStack() as stack:
             fetcher = stack.enter_context(ThreadPoolExecutor(1, "fetch"))
             start = partial(self._start, fetcher)
-            first = ((batch, start(self._first, batch["image"])) for batch in batches)
-            if not self.needs_originals:
-                for batch, future in buffered(first, _AHEAD):
+            first = ((batch, *start(self._first, batch["image"])) for batch in batches)
+            if not self._cuts:
+                for batch, _, future in buffered(first, _AHEAD):
                     yield _rows(batch, dict(zip(("vector", "empty"), future.result(), strict=True)))
                 return
             pool = stack.enter_context(worker_pool(self._workers))
-            cut = (self._cut(pool, batch, future.result()) for batch, future in buffered(first, 1))
+            cut = (self._cut(pool, batch, results, future) for batch, results, future in buffered(first, 1))
             second = (
-                (batch, arrays, cells, self._again(start, batch, cells)) for batch, arrays, cells in self._in_time(cut)
+                (batch, features, cells, self._again(start, features, cells))
+                for batch, features, cells in ((b, f, cutting.result()) for b, f, cutting in buffered(cut, 1))
             )
-            for batch, arrays, cells, again in buffered(second, 1):
-                if again is not None:
-                    arrays = {("vector" if self._vectors else "feature"): again.result()[0]}
-                if not self._vectors:
-                    arrays = {"feature": arrays["feature"], "crop": cells.crops, "foreground": cells.foreground}
-                yield _rows(batch, {**arrays, "empty": cells.empty})
+            for batch, features, cells, again in buffered(second, 1):
+                result = jax.device_get(features) if again is None else again.result()[0]
+                if self._vectors:
+                    yield _rows(batch, {"vector": result, "empty": cells.empty})
+                else:
+                    arrays = {"crop": cells.crops, "foreground": cells.foreground, "empty": cells.empty}
+                    yield _rows(batch, {"feature": result, **arrays})
 
     @property
     def needs_originals(self) -> bool:
         """Whether batches need the images at their own size."""
-        return not self._vectors or self._cuts
-
-    @property
-    def _cuts(self) -> bool:
-        """Whether a vector is of what the mask cuts out."""
-        return self._zoom > 0 or self._masked
-
-    @property
-    def _twice(self) -> bool:
-        """Whether images go through the segmenter again once their masks are known."""
-        return self._zoom > 0 or (self._vectors and self._masked)
+        return self._cuts
 
     def seconds_a_batch(self) -> float:
         """How long the device takes for one, measured on grey images after compiling everything."""
-        side = self._side
-        images = np.full((self._batch_size, side, side, 3), 128, np.uint8)
-        foreground = np.full((self._batch_size, self._grid, self._grid), 255, np.uint8)
-        crops = np.full((self._batch_size, self._pixel_size, self._pixel_size, 3), 128, np.uint8)
+        count, grid = self._batch_size, self._grid
+        images = np.full((count, self._side, self._side, 3), 128, np.uint8)
+        foreground = np.full((count, grid, grid), 255, np.uint8)
+        crops = np.full((count, self._pixel_size, self._pixel_size, 3), 128, np.uint8)
 
         def once() -> None:
-            jax.block_until_ready(self._first(images))
-            if self._twice:
-                jax.block_until_ready(self._second(images, foreground, crops))
+            results = jax.block_until_ready(self._first(images))
+            if self._second is not None and (self._vectors or self._zoom):
+                jax.block_until_ready(self._second(images if self._zoom else results[0], foreground, crops))
 
         once()
         start = time.perf_counter()
         once()
         return time.perf_counter() - start
 
-    def _start(self, fetcher: ThreadPoolExecutor, program: Program, *arrays: np.ndarray) -> Future[Any]:
-        """Hand a program to the device; the future gives its results on the host."""
+    def _start(self, fetcher: ThreadPoolExecutor, program: Program, *arrays: Any) -> tuple[Any, Future[Any]]:
+        """Hand a program to the device: its results there, and a future of the last two on the host."""
         self.occupancy.begin()
-        return fetcher.submit(self._fetch, program(*arrays))
+        results = program(*arrays)
+        return results, fetcher.submit(self._fetch, results)
 
-    def _fetch(self, results: Any) -> Any:
+    def _fetch(self, results: tuple[Any, ...]) -> Any:
         jax.block_until_ready(results)
         self.occupancy.end()
-        return jax.device_get(results)
+        # Features stay: a program that follows may need them, or nobody does.
+        return jax.device_get(results[1:] if self._cuts and len(results) > 1 else results)
 
     def _cut(
-        self, pool: Any, batch: Mapping[str, Any], results: Any
+        self, pool: Any, batch: Mapping[str, Any], results: tuple[Any, ...], future: Future[Any]
     ) -> tuple[Mapping[str, Any], Any, Future[CutCells]]:
-        *features, margins = results
+        margins = future.result()[0][: len(batch["originals"])]
         cutting = pool.submit(
             cut_cells,
             batch["originals"],
-            margins[: len(batch["originals"])],
+            margins,
             self._crop_size,
             self._grid,
             parity=self._parity,
@@ -192,29 +188,21 @@ class Engine:
             view_size=self._side,
             resize=self._resize,
         )
-        return batch, dict(zip(("feature",), features, strict=False)), cutting
+        return batch, results[0] if len(results) > 1 else None, cutting
 
-    def _in_time(self, cut: Iterator[Any]) -> Iterator[tuple[Mapping[str, Any], dict[str, Any], CutCells]]:
-        for batch, arrays, cutting in buffered(cut, 1):
-            yield batch, arrays, cutting.result()
-
-    def _again(
-        self, start: Callable[..., Future[Any]], batch: Mapping[str, Any], cells: CutCells
-    ) -> Future[Any] | None:
-        """The windows, or the images again, filled up to the compiled shape, through the second program."""
-        if not self._twice:
+    def _again(self, start: Callable[..., Any], features: Any, cells: CutCells) -> Future[Any] | None:
+        """What was cut out, filled up to the compiled shape, through the second program."""
+        if not self._vectors and cells.views is None:
             return None
-        count = len(cells.crops)
-        images = batch["image"][:count] if cells.views is None else cells.views
-        crops = np.stack([small_crop(crop, self._pixel_size) for crop in cells.crops])
-        missing = self._batch_size - count
-        return start(
-            self._second,
-            *(
-                np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1), mode="edge")
-                for a in (images, cells.foreground, crops)
-            ),
-        )
+        crops = np.empty((len(cells.crops), 0, 0, 3), np.uint8)
+        if self._pixel_size:
+            crops = np.stack([small_crop(crop, self._pixel_size) for crop in cells.crops])
+        seen = features if cells.views is None else self._filled(cells.views)
+        return start(self._second, seen, self._filled(cells.foreground), self._filled(crops))[1]
+
+    def _filled(self, array: np.ndarray) -> np.ndarray:
+        missing = self._batch_size - len(array)
+        return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1), mode="edge") if missing else array
 
 
 def _rows(batch: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Rows:
@@ -227,6 +215,18 @@ def _rows(batch: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Rows:
             broken = ~np.isfinite(arrays[name].astype(np.float32)).reshape(count, -1).all(axis=1)
             reason = np.where((reason == "") & broken, "the model's numbers are not finite", reason)
     return Rows(batch["index"][:count], reason, dict(arrays))
+
+
+def _computing_in(models: tuple[LoraSam, Cae | None], dtype: str) -> tuple[LoraSam, Cae | None]:
+    """Models of the same weights that compute in `dtype`; for bf16 matrices are cast once, not in every step."""
+    own: Any = nnx.merge(*nnx.split(models))
+    for model in own:
+        if model is not None:
+            set_compute(model, dtype=dtype)
+            for _, module in nnx.iter_modules(model):
+                if dtype == "bfloat16" and isinstance(module, nnx.Linear):
+                    module.kernel.set_value(module.kernel[...].astype(jnp.bfloat16))
+    return own
 
 
 def _programs(models: tuple[LoraSam, Cae | None], mesh: Mesh) -> Callable[[Callable[..., Any]], Program]:
@@ -257,6 +257,10 @@ def _features(models: tuple[LoraSam, None], images: Any, foreground: Any, crops:
 
 def _vector(models: tuple[LoraSam, Cae], images: Any, foreground: Any, crops: Any) -> Any:
     features = models[0].sam.encode_image(images)["tokens"]
+    return _vector_of_features(models, features, foreground, crops)
+
+
+def _vector_of_features(models: tuple[LoraSam, Cae], features: Any, foreground: Any, crops: Any) -> Any:
     foreground, crops = (array.astype(jnp.float32) / 255 for array in (foreground, crops))
     return (models[1].encode(features, foreground, crops).astype(jnp.float32),)
 

@@ -1,7 +1,7 @@
 """Latent vectors of cells with their labels, kept as Parquet."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,9 @@ from dorl_jax.files import replacing
 
 _COLUMNS = ("id", "laboratory", "label", "vector")
 
+SEEN = ("no", "unlabelled", "labelled")
+"""What the making of the vectors, training of the network included, saw of a cell: nothing, its image, its class."""
+
 
 @dataclass(frozen=True)
 class Latents:
@@ -24,12 +27,17 @@ class Latents:
       laboratories: where each cell was prepared and photographed.
       labels: the class of each cell.
       vectors: float32, finite, row i belongs to `ids[i]`.
+      groups: cells of one name (patient, slide, copies of one picture) never stand on both sides of a split; "" for a
+        cell on its own. None where nothing is known.
+      seen: of each cell, one of `SEEN`. None where nothing is known.
     """
 
     ids: Shaped[np.ndarray, " n"]
     laboratories: Shaped[np.ndarray, " n"]
     labels: Shaped[np.ndarray, " n"]
     vectors: Float32[np.ndarray, "n d"]
+    groups: Shaped[np.ndarray, " n"] | None = None
+    seen: Shaped[np.ndarray, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -38,28 +46,30 @@ class Latents:
 def write_latents(latents: Latents, path: Path) -> None:
     """Write Parquet with the columns id, laboratory, label (string) and vector (fixed-size list of float32).
 
-    The file appears whole or not at all.
+    Columns group and seen (string) are written where they are known. The file appears whole or not at all.
 
     Raises:
       InputError: a repeated id, an empty text, or a vector that is not finite.
     """
     _check(latents, path)
     values = pa.array(np.ascontiguousarray(latents.vectors, np.float32).reshape(-1))
-    table = pa.table(
-        {
-            "id": pa.array(latents.ids.tolist(), pa.string()),
-            "laboratory": pa.array(latents.laboratories.tolist(), pa.string()),
-            "label": pa.array(latents.labels.tolist(), pa.string()),
-            "vector": pa.FixedSizeListArray.from_arrays(values, latents.vectors.shape[1]),
-        }
-    )
+    columns = {
+        "id": pa.array(latents.ids.tolist(), pa.string()),
+        "laboratory": pa.array(latents.laboratories.tolist(), pa.string()),
+        "label": pa.array(latents.labels.tolist(), pa.string()),
+        "vector": pa.FixedSizeListArray.from_arrays(values, latents.vectors.shape[1]),
+    }
+    for name, texts in (("group", latents.groups), ("seen", latents.seen)):
+        if texts is not None:
+            columns[name] = pa.array(texts.tolist(), pa.string())
+    table = pa.table(columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         pq.write_table(table, partial)
 
 
 def read_latents(path: Path) -> Latents:
-    """Read what `write_latents` wrote; columns of other names are left alone.
+    """Read what `write_latents` wrote, or another with its columns; columns of other names are left alone.
 
     Raises:
       InputError: no such file, no Parquet, a missing column or one of another type, no rows, a missing value,
@@ -87,6 +97,8 @@ def read_latents(path: Path) -> Latents:
         laboratories=_texts(table, "laboratory", path, ids),
         labels=_texts(table, "label", path, ids),
         vectors=_vectors(table, path, ids),
+        groups=_texts(table, "group", path, ids) if "group" in table.column_names else None,
+        seen=_texts(table, "seen", path, ids) if "seen" in table.column_names else None,
     )
     _check(latents, path)
     return latents
@@ -135,21 +147,13 @@ def _check(latents: Latents, path: Path) -> None:
         empty = [repr(str(i)) for i in latents.ids[texts == ""]]
         if empty:
             raise InputError(f"{path}: column {name!r} is empty for {name_some(empty)}")
+    for name, known in (("group", latents.groups), ("seen", latents.seen)):
+        if known is not None and len(known) != len(latents.ids):
+            raise InputError(f"{path}: {len(known)} values of {name!r} for {len(latents.ids)} cells")
+    unknown = [] if latents.seen is None else sorted(set(latents.seen.tolist()) - set(SEEN))
+    if unknown:
+        raise InputError(f"{path}: column 'seen' holds {name_some(map(repr, unknown))}; it may hold {', '.join(SEEN)}")
     bad = ~np.isfinite(latents.vectors).all(axis=1)
     if bad.any():
         some = name_some(repr(str(i)) for i in latents.ids[bad])
         raise InputError(f"{path}: {bad.sum()} vectors hold NaN or infinity: {some}; embed these cells again")
-
-
-def standardise_by_laboratory(latents: Latents) -> Latents:
-    """Every vector in units of its own laboratory: mean 0 and sd 1 of each component over the laboratory's cells.
-
-    No label is used, but all unlabelled cells of a laboratory are: an adaptation to the target. A component that does
-    not vary within a laboratory becomes 0 there.
-    """
-    vectors = latents.vectors.astype(np.float64)
-    for laboratory in np.unique(latents.laboratories):
-        own = latents.laboratories == laboratory
-        spread = vectors[own].std(axis=0)
-        vectors[own] = (vectors[own] - vectors[own].mean(axis=0)) / np.where(spread > 0, spread, 1)
-    return replace(latents, vectors=vectors.astype(np.float32))

@@ -1,5 +1,7 @@
 """Scores read off a confusion matrix; rows are the true classes, columns the predicted ones."""
 
+from typing import overload
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -27,15 +29,22 @@ def balanced_accuracy(counts: Counts) -> float:
     return float(np.nanmean(recall(counts)))
 
 
-def macro_f1(counts: Counts) -> float:
-    """Mean F1 over the classes that were tested, 0..1.
+@overload
+def macro_f1(counts: Counts) -> float: ...
+@overload
+def macro_f1(counts: Counts, wanted: Bool[np.ndarray, " k"]) -> float | None: ...
+
+
+def macro_f1(counts: Counts, wanted: Bool[np.ndarray, " k"] | None = None) -> float | None:
+    """Mean F1 over the classes that were tested, 0..1, or over the `wanted` ones among them; None if there is none.
 
     A predicted class of which no cell was tested has no F1 of its own; it costs the classes whose cells it
     took.
     """
     tested = counts.sum(axis=1)
     f1 = 2 * np.diag(counts) / np.maximum(tested + counts.sum(axis=0), 1)
-    return float(f1[tested > 0].mean())
+    counted = (tested > 0) if wanted is None else (tested > 0) & wanted
+    return float(f1[counted].mean()) if counted.any() else None
 
 
 def majority_floor(cells: Int[np.ndarray, " k"]) -> tuple[float, float]:

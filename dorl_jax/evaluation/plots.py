@@ -6,7 +6,8 @@ Classes and laboratories differ in colour (Okabe and Ito's palette, safe for the
 
 import io
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,22 +137,42 @@ def spread(groups: Shaped[np.ndarray, " n"], most: int, seed: int = 0) -> Int[np
     return np.sort(np.argsort(rank, kind="stable")[:most])
 
 
-def project(vectors: Float32[np.ndarray, "n d"], seed: int = 0) -> Float[np.ndarray, "n 2"]:
-    """Two coordinates a vector: 50 principal components, then t-SNE (components alone below 5 vectors)."""
+def project(vectors: Float32[np.ndarray, "n d"], seed: int = 0) -> tuple[Float[np.ndarray, "n 2"], str]:
+    """Two coordinates a vector, and how they were found.
+
+    50 principal components, then UMAP, or t-SNE where umap-learn is not installed; components alone below 5 vectors.
+    """
     plane = np.zeros((len(vectors), 2))
     if (vectors == vectors[0]).all():
-        return plane
+        return plane, "principal components"
     components = min(50, *vectors.shape)
     coordinates = PCA(components, svd_solver="full").fit_transform(vectors.astype(np.float64))
     plane[:, : min(2, components)] = coordinates[:, :2]
     if len(vectors) < 5:
-        return plane
+        return plane, "principal components"
+    neighbours = _umap(coordinates, seed)
+    if neighbours is not None:
+        return neighbours, "principal components and UMAP"
     start = plane / plane[:, 0].std() * 1e-4
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     # On several threads the sum over all pairs is rounded in any order, and TSNE's n_jobs does not reach it.
     with threadpool_limits(1, "openmp"):
         tsne = TSNE(perplexity=perplexity, init=start, random_state=seed, max_iter=600)
-        return tsne.fit_transform(coordinates).astype(np.float64)
+        return tsne.fit_transform(coordinates).astype(np.float64), "principal components and t-SNE"
+
+
+def _umap(coordinates: Float[np.ndarray, "n c"], seed: int) -> Float[np.ndarray, "n 2"] | None:
+    """None where umap-learn is not installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its imports, and of few vectors
+        try:
+            from umap import UMAP
+        except ImportError:
+            return None
+        neighbours = min(15, len(coordinates) - 1)
+        way = "random" if len(coordinates) < 20 else "spectral"
+        umap = UMAP(n_neighbors=neighbours, init=way, random_state=seed, n_jobs=1)
+        return umap.fit_transform(coordinates).astype(np.float64)
 
 
 def latent_space(
@@ -206,6 +227,49 @@ def latent_space(
             handletextpad=0.2,
             columnspacing=1.2,
         )
+    return _png(figure)
+
+
+def few_cell_curves(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[float]]]], theme: Theme) -> bytes:
+    """Panel -> laboratory -> number of cells -> scores of the draws: the mean as a line, all draws as a band.
+
+    Scores at 0 cells, without any statistics of the target, are drawn as a mark at the left.
+    """
+    across = min(4, len(panels))
+    down = math.ceil(len(panels) / across)
+    figure = Figure(figsize=(min(11.0, 4.2 * across), 3.0 * down + 0.5), layout="constrained")
+    grid = figure.subplots(down, across, squeeze=False, sharex=True)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (title, laboratories) in zip(grid.flat, panels.items(), strict=False):
+        least = min((size for of in laboratories.values() for size in of if size), default=2)
+        for number, (name, of_sizes) in enumerate(laboratories.items()):
+            colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+            sizes = sorted(size for size in of_sizes if size)
+            means = [100 * float(np.mean(of_sizes[size])) for size in sizes]
+            axes.plot(sizes, means, color=colour, marker=marker, ms=4, lw=1.5, label=name)
+            low, high = ([100 * end(of_sizes[size]) for size in sizes] for end in (min, max))
+            axes.fill_between(sizes, low, high, color=colour, alpha=0.15, lw=0)
+            if 0 in of_sizes:
+                axes.plot(
+                    [least / 2], [100 * float(np.mean(of_sizes[0]))], color=colour, marker=marker, ms=6, mfc="none"
+                )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda x, _, least=least: "0" if x == least / 2 else f"{x:g}")
+        ticks = sorted({size for of in laboratories.values() for size in of if size} | {least / 2})
+        axes.set_xticks(ticks, minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set_title(title, fontsize=_SIZE, color=theme.ink, loc="left", fontweight="bold")
+        axes.grid(axis="y", color=theme.line, lw=0.6)
+        axes.tick_params(length=0, labelsize=_SIZE - 1, labelcolor=theme.muted)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side == "bottom")
+            spine.set_color(theme.line)
+    figure.supxlabel("unlabelled cells of the target", fontsize=_SIZE, color=theme.muted)
+    handles, names = grid.flat[0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=_SIZE, labelcolor=theme.ink
+    )
     return _png(figure)
 
 

@@ -1,117 +1,215 @@
-"""The protocol: fit on four fifths of one laboratory, test on its last fifth and on the whole of every other.
+"""The protocol: fit on four fifths of a laboratory, test on its last fifth and on the whole of every other.
 
 Section "Experiments" of DoRL (arXiv 2408.07467); the fold splits, seeds and classifier settings are those of
-the authors' released notebook.
+the authors' released notebook. Beyond it: training on all laboratories but the one that is tested, adaptation to
+unlabelled cells, folds that respect groups, several seeds and several methods.
 """
 
+import hashlib
+import json
 import logging
 import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Float32, Int
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import StratifiedKFold
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tqdm import tqdm
 
-from dorl_jax.errors import InputError, name_some
-from dorl_jax.evaluation import metrics
-from dorl_jax.evaluation.classifiers import CLASSIFIERS, make_classifier
+from dorl_jax.config import setting
+from dorl_jax.errors import InputError, name_some, suggest
+from dorl_jax.evaluation.adaptation import ADAPTATIONS, in_own_units, self_train
+from dorl_jax.evaluation.classifiers import CLASSIFIERS, ORIGINAL, make_classifier
+from dorl_jax.evaluation.exposure import TITLES, setting_of
 from dorl_jax.evaluation.latents import Latents
-from dorl_jax.evaluation.results import (
-    ClassifierSummary,
-    Confusion,
-    Evaluation,
-    Mean,
-    Row,
-    in_and_cross_domain,
-)
+from dorl_jax.evaluation.methods import Method, Run, align
+from dorl_jax.evaluation.results import Evaluation, Kind
+from dorl_jax.evaluation.splits import Split, fold_numbers, groups_across, split_laboratories
+from dorl_jax.evaluation.summary import Tested, summarise
 
-__all__ = ["Evaluation", "Fit", "evaluate_latents"]
+__all__ = ["Evaluation", "Fit", "Judged", "ProtocolSettings", "as_original", "evaluate_latents", "judge"]
 
 logger = logging.getLogger(__name__)
+
+NOT_TESTED = 255
+"""In `Fit.predicted`."""
+
+
+@dataclass(frozen=True)
+class ProtocolSettings:
+    """How vectors are judged."""
+
+    parity: bool = setting(
+        False,
+        "the original's protocol to the letter, whatever the other settings: its six classifiers, pairs of "
+        "laboratories, five folds without groups, seed 1234, no adaptation",
+    )
+    classifiers: tuple[str, ...] = setting(CLASSIFIERS, f"classifiers to fit, out of {', '.join(CLASSIFIERS)}")
+    headline: str = setting(
+        "",
+        "the classifier that ranks methods and is shown first; empty for logistic_regression_balanced, else the first",
+    )
+    folds: int = setting(5, "stratified folds of each laboratory")
+    seed: int = setting(1234, "seed of the fold splits and of the classifiers")
+    grouped: bool = setting(True, "keep cells of a group (patient, slide, copies of a picture) in one fold")
+    adaptations: tuple[str, ...] = setting(
+        ("none", "own"), "; ".join(f"{name}: {meaning}" for name, meaning in ADAPTATIONS.items())
+    )
+    adapt_from: Literal["all", "others"] = setting(
+        "all", "cells of the target that adaptation sees: all, or for each tested part the others"
+    )
+    rounds: int = setting(3, "rounds of self-training")
+    leave_one_out: bool = setting(True, "also train on all laboratories but the tested one, where there are three")
+    tested: Literal["all", "unseen"] = setting(
+        "all", "cells that are tested: all, or those that the making of the vectors has not seen"
+    )
+    require: Literal["", "held_out", "unlabelled_target", "transductive"] = setting(
+        "", "refuse to test across laboratories in a setting looser than this"
+    )
+    resamples: int = setting(1000, "bootstrap resamples behind intervals and comparisons")
+
+
+def as_original(settings: ProtocolSettings) -> ProtocolSettings:
+    """The original's protocol to the letter (see `ProtocolSettings.parity`)."""
+    return replace(
+        settings,
+        parity=True,
+        classifiers=ORIGINAL,
+        headline="svm_linear",
+        folds=5,
+        seed=1234,
+        grouped=False,
+        adaptations=("none",),
+        leave_one_out=False,
+        tested="all",
+        require="",
+    )
 
 
 @dataclass(frozen=True)
 class Fit:
-    """One classifier fitted on one fold of `source`: what it called the cells of every laboratory.
+    """One classifier, fitted on one fold of `source`: what it called the cells that it was tested on.
 
     Attributes:
-      confusions: target -> counts[true class][predicted class], classes in sorted order.
+      source: a laboratory, or "all but" one.
+      predicted: a byte for each cell: the number of the class called, or `NOT_TESTED`.
       notes: what was special about the fit.
     """
 
     source: str
     classifier: str
+    adaptation: str
     fold: int
-    confusions: dict[str, list[list[int]]]
+    predicted: bytes
     notes: list[str] = field(default_factory=list)
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        return self.source, self.classifier, self.fold
+    def key(self) -> tuple[str, str, str, int]:
+        return self.source, self.classifier, self.adaptation, self.fold
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Fits of one run of a method."""
+
+    run: Run
+    fits: list[Fit]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All that came of it: the figures, and what they were counted from."""
+
+    evaluation: Evaluation
+    cells: Latents
+    judged: list[Judged]
+
+
+def judge(
+    methods: Sequence[Method],
+    settings: ProtocolSettings,
+    progress: bool = True,
+    finished: Mapping[str, Iterable[Fit]] | None = None,
+    on_fit: Callable[[str, Fit], None] | None = None,
+) -> Judgement:
+    """Test how well classes learned in some laboratories are found in every other.
+
+    For every source laboratory: stratified folds (shuffled with `seed`); each classifier is fitted on all folds but one
+    and tested on that one (target = source) and on the whole of every other laboratory. With `leave_one_out` it is also
+    fitted on those folds of all laboratories but one, and tested on that. The same vectors, settings and package
+    versions give the same figures bit for bit.
+
+    Args:
+      methods: vectors of the same cells, of at least two laboratories.
+      settings: see `ProtocolSettings`.
+      progress: show a bar over the fits.
+      finished: fits of an earlier run under their mark (see `mark_of`); they are not repeated.
+      on_fit: called after every new fit, with its mark.
+
+    Raises:
+      InputError: a bad setting, vectors that do not belong together, laboratories too small for the folds (see
+        `split_laboratories`), or a test in a looser setting than `require` allows.
+    """
+    if settings.parity:
+        settings = as_original(settings)
+    _check(settings)
+    cells, runs = align(methods)
+    splits = split_laboratories(cells, settings.folds, settings.seed, settings.grouped)
+    classes = np.unique(cells.labels)
+    if len(classes) > NOT_TESTED:
+        raise InputError(f"{len(classes)} classes: at most {NOT_TESTED} can be told apart; merge some by a taxonomy")
+    _refuse_loose(runs, splits, settings)
+    tasks = [_tasks(run, splits, settings) for run in runs]
+    judged = []
+    with tqdm(total=sum(map(len, tasks)), desc="evaluate", unit="fit", disable=not progress) as bar:
+        for run, own in zip(runs, tasks, strict=True):
+            mark = mark_of(cells, run, settings)
+            done = {fit.key: fit for fit in (finished or {}).get(mark, ())}
+            bar.update(sum(task.key in done for task in own))
+            for task in own:
+                if task.key in done:
+                    continue
+                bar.set_postfix_str(f"{run.method}: {task.classifier} on {task.source}", refresh=False)
+                fit = _fit(cells, classes, splits, run, task, settings)
+                done[fit.key] = fit
+                if on_fit is not None:
+                    on_fit(mark, fit)
+                bar.update()
+            judged.append(Judged(run, [done[task.key] for task in own]))
+    tested = [one for found in judged for one in _tests(cells, classes, splits, found, settings)]
+    notes = _notes(cells, judged, splits, settings)
+    evaluation = summarise(tested, cells, splits, settings, headline(settings), notes, package_versions())
+    return Judgement(evaluation, cells, judged)
 
 
 def evaluate_latents(
     latents: Latents,
-    classifiers: Sequence[str] = CLASSIFIERS,
+    classifiers: Sequence[str] = ORIGINAL,
     folds: int = 5,
     seed: int = 1234,
     progress: bool = True,
-    finished: Iterable[Fit] = (),
-    on_fit: Callable[[Fit], None] | None = None,
 ) -> Evaluation:
-    """Test how well classes learned in one laboratory are found in every other.
+    """Judge one file of vectors by pairs of laboratories, without adaptation (see `judge`)."""
+    settings = ProtocolSettings(
+        classifiers=tuple(classifiers),
+        folds=folds,
+        seed=seed,
+        adaptations=("none",),
+        leave_one_out=False,
+        resamples=100,
+    )
+    return judge([Method("vectors", (latents,))], settings, progress).evaluation
 
-    For every source laboratory: stratified folds (shuffled with `seed`); each classifier is fitted on all
-    folds but one and tested on that one (target = source) and on the whole of every other laboratory. The
-    same latents, settings and package versions give the same figures bit for bit.
 
-    Args:
-      latents: cells of at least two laboratories.
-      classifiers: names out of `CLASSIFIERS`, each once.
-      folds: at least 2.
-      seed: of the fold splits and of the classifiers.
-      progress: show a bar over the fits.
-      finished: fits of an earlier run over the same latents, folds and seed; they are not repeated.
-      on_fit: called after every new fit.
-
-    Raises:
-      InputError: an unknown or repeated classifier, fewer than two folds, a single laboratory, or a
-        laboratory too small for the folds: fewer cells than folds, no class with as many cells as there are
-        folds, or fewer than two classes with three cells (so that every training part holds two cells of two
-        classes).
-    """
-    _check_settings(classifiers, folds, seed)
-    splits = {name: _split(latents, name, folds, seed) for name in _laboratories(latents)}
-    classes = np.unique(latents.labels)
-    done = {fit.key: fit for fit in finished}
-    tasks = [(source, name, fold) for source in splits for name in classifiers for fold in range(folds)]
-    with tqdm(total=len(tasks), desc="evaluate", unit="fit", disable=not progress) as bar:
-        bar.update(sum(task in done for task in tasks))
-        for source, name, fold in tasks:
-            if (source, name, fold) in done:
-                continue
-            bar.set_postfix_str(f"{name} on {source}", refresh=False)
-            fit = _fit(latents, classes, splits, source, name, fold, seed)
-            done[fit.key] = fit
-            if on_fit is not None:
-                on_fit(fit)
-            bar.update()
-    numbers = np.searchsorted(classes, latents.labels)
-    laboratories = {name: np.bincount(numbers[split.rows], minlength=len(classes)) for name, split in splits.items()}
-    settings = {
-        "classifiers": list(classifiers),
-        "folds": folds,
-        "seed": seed,
-        "versions": package_versions(),
-    }
-    return _summarise([done[task] for task in tasks], laboratories, classes.tolist(), settings)
+def headline(settings: ProtocolSettings) -> str:
+    """The classifier that ranks methods, chosen before anything is tested."""
+    balanced = "logistic_regression_balanced"
+    return settings.headline or (balanced if balanced in settings.classifiers else settings.classifiers[0])
 
 
 def package_versions() -> dict[str, str]:
@@ -125,80 +223,180 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def mark_of(cells: Latents, run: Run, settings: ProtocolSettings) -> str:
+    """Hash of all that decides a fit but its source, classifier, adaptation and fold."""
+    facts = {
+        "vectors": run.mark,
+        "targets": run.targets,
+        "folds": settings.folds,
+        "seed": settings.seed,
+        "grouped": settings.grouped,
+        "adapt_from": settings.adapt_from,
+        "rounds": settings.rounds,
+        "tested": settings.tested,
+        "versions": package_versions(),
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    groups = cells.groups if settings.grouped else None
+    seen = run.latents.seen if settings.tested == "unseen" else None
+    for texts in (cells.ids, cells.laboratories, cells.labels, groups, seen):
+        digest.update(json.dumps(None if texts is None else texts.tolist()).encode())
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
-class _Split:
-    """Rows of one laboratory, and for each fold which of them are fitted on and which are tested."""
+class _Task:
+    """A fit to be done: laboratories of the source, laboratories it is tested on."""
 
-    rows: Int[np.ndarray, " m"]
-    folds: list[tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]
+    source: str
+    laboratories: tuple[str, ...]
+    targets: tuple[str, ...]
+    classifier: str
+    adaptation: str
+    fold: int
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.source, self.classifier, self.adaptation, self.fold
 
 
-def _check_settings(classifiers: Sequence[str], folds: int, seed: int) -> None:
-    if not classifiers:
+def _check(settings: ProtocolSettings) -> None:
+    if not settings.classifiers:
         raise InputError(f"no classifier named; the classifiers are {', '.join(CLASSIFIERS)}")
-    repeated = [name for name in dict.fromkeys(classifiers) if list(classifiers).count(name) > 1]
-    if repeated:
-        raise InputError(f"classifier {name_some(repeated)} named more than once")
-    if folds < 2:
-        raise InputError(f"folds = {folds}: at least 2 are needed")
-    for name in classifiers:
-        make_classifier(name, seed)  # an unknown or missing one is named before the first fit
-
-
-def _laboratories(latents: Latents) -> list[str]:
-    names = np.unique(latents.laboratories).tolist()
-    if len(names) < 2:
+    for what, names in (("classifier", settings.classifiers), ("adaptation", settings.adaptations)):
+        repeated = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
+        if repeated:
+            raise InputError(f"{what} {name_some(repeated)} named more than once")
+    for name in settings.adaptations:
+        if name not in ADAPTATIONS:
+            near = suggest(name, ADAPTATIONS)
+            raise InputError(f"unknown adaptation {name!r}{near}; there are {', '.join(ADAPTATIONS)}")
+    if not settings.adaptations:
+        raise InputError(f"no adaptation named; there are {', '.join(ADAPTATIONS)}")
+    if settings.folds < 2:
+        raise InputError(f"folds = {settings.folds}: at least 2 are needed")
+    if settings.rounds < 1:
+        raise InputError(f"rounds = {settings.rounds}: at least 1 is needed")
+    if settings.resamples < 100:
+        raise InputError(f"resamples = {settings.resamples}: at least 100 are needed for an interval")
+    if headline(settings) not in settings.classifiers:
         raise InputError(
-            f"all {len(latents)} cells are from one laboratory, {name_some(names)!r}: testing across "
-            "laboratories needs at least two"
+            f"headline = {settings.headline!r} is not among the classifiers {', '.join(settings.classifiers)}"
         )
-    return names
+    for name in settings.classifiers:
+        make_classifier(name, settings.seed)  # an unknown or missing one is named before the first fit
+        if "self_training" in settings.adaptations and name.startswith("svm"):
+            raise InputError(f"{name} gives no probabilities to train itself by: leave it or self_training out")
 
 
-def _split(latents: Latents, laboratory: str, folds: int, seed: int) -> _Split:
-    rows = np.flatnonzero(latents.laboratories == laboratory)
-    labels = latents.labels[rows]
-    names, counts = np.unique(labels, return_counts=True)
-    listed = ", ".join(f"{count} {name}" for name, count in zip(names, counts, strict=True))
-    if len(rows) < folds or counts.max() < folds:
-        raise InputError(
-            f"laboratory {laboratory!r} has too few cells for {folds} folds ({listed}): at least one class "
-            f"needs {folds}; add cells, set fewer folds, or leave the laboratory out"
-        )
-    if (counts >= 3).sum() < 2:
-        raise InputError(
-            f"laboratory {laboratory!r} ({listed}) needs two classes with at least 3 cells to train a "
-            "classifier; add cells or leave the laboratory out"
-        )
-    with warnings.catch_warnings():
-        # Known, and said in the notes.
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        parts = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, labels))
-    return _Split(rows, [(rows[fitted], rows[tested]) for fitted, tested in parts])
+def _refuse_loose(runs: Sequence[Run], splits: Mapping[str, Split], settings: ProtocolSettings) -> None:
+    order = tuple(TITLES)
+    for run in runs:
+        for target in run.targets:
+            tested = _tested_rows(run, splits[target].rows, settings)
+            if not len(tested):
+                raise InputError(
+                    f"{run.method}: the making of the vectors has seen all cells of {target}, so that "
+                    "tested = 'unseen' leaves none; keep some cells from training, or test all"
+                )
+            if not settings.require:
+                continue
+            for adaptation in settings.adaptations:
+                found = _setting(run, splits[target], tested, adaptation, settings)
+                if order.index(found) > order.index(settings.require):
+                    raise InputError(
+                        f"{run.method} on {target} with adaptation {adaptation!r} is no test of the setting "
+                        f"{TITLES[settings.require]!r} but {TITLES[found]!r}: "
+                        + (
+                            "the file of vectors does not say which cells were seen (column `seen`)"
+                            if run.latents.seen is None
+                            else "give vectors made without these cells, or other adaptations"
+                        )
+                    )
+
+
+def _setting(run: Run, split: Split, tested: Int[np.ndarray, " t"], adaptation: str, settings: ProtocolSettings) -> Any:
+    adapts = adaptation != "none"
+    return setting_of(run.latents.seen, split.rows, tested, adapts, adapts and settings.adapt_from == "all")
+
+
+def _tested_rows(run: Run, rows: Int[np.ndarray, " m"], settings: ProtocolSettings) -> Int[np.ndarray, " t"]:
+    if settings.tested == "all" or run.latents.seen is None:
+        return rows
+    return rows[run.latents.seen[rows] == "no"]
+
+
+def _tasks(run: Run, splits: Mapping[str, Split], settings: ProtocolSettings) -> list[_Task]:
+    sources: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [(name, (name,), run.targets) for name in splits]
+    if settings.leave_one_out and len(splits) > 2:
+        sources += [
+            (f"all but {target}", tuple(name for name in splits if name != target), (target,)) for target in run.targets
+        ]
+    return [
+        _Task(*source, classifier, adaptation, fold)
+        for source in sources
+        for classifier in settings.classifiers
+        for adaptation in settings.adaptations
+        for fold in range(settings.folds)
+    ]
+
+
+def _in_units(
+    vectors: Float32[np.ndarray, "n d"], rows: Int[np.ndarray, " m"], basis: Int[np.ndarray, " b"] | None
+) -> Float32[np.ndarray, "m d"]:
+    """Rows as they are (`basis` None), or by mean and sd over the rows of `basis`."""
+    return vectors[rows] if basis is None else in_own_units(vectors[rows], vectors[basis])
 
 
 def _fit(
-    latents: Latents,
+    cells: Latents,
     classes: np.ndarray,
-    splits: dict[str, _Split],
-    source: str,
-    name: str,
-    fold: int,
-    seed: int,
+    splits: Mapping[str, Split],
+    run: Run,
+    task: _Task,
+    settings: ProtocolSettings,
 ) -> Fit:
-    fitted, tested = splits[source].folds[fold]
-    rows = {target: tested if target == source else split.rows for target, split in splits.items()}
-    classifier = make_classifier(name, seed)
-    with _counted_convergence() as notes:
-        classifier.fit(latents.vectors[fitted], latents.labels[fitted])
-    if name == "mlp":
+    def basis(rows: Int[np.ndarray, " a"], others: Int[np.ndarray, " b"]) -> Int[np.ndarray, " c"] | None:
+        return None if task.adaptation == "none" else rows if settings.adapt_from == "all" else others
+
+    def make() -> Any:
+        return make_classifier(task.classifier, settings.seed)
+
+    vectors = run.latents.vectors
+    fitted = [splits[name].folds[task.fold][0] for name in task.laboratories]
+    parts = [
+        _in_units(vectors, rows, basis(splits[name].rows, rows))
+        for name, rows in zip(task.laboratories, fitted, strict=True)
+    ]
+    known, labels = np.concatenate(parts), cells.labels[np.concatenate(fitted)]
+    predicted = np.full(len(cells), NOT_TESTED, np.uint8)
+    # Small fits on one thread: on a busy machine the threads wait for each other longer than they work.
+    threads = threadpool_limits(1) if known.size < 1_000_000 else nullcontext()
+    with threads, _counted_convergence() as notes:
+        classifier = make().fit(known, labels)
+        for target in task.targets:
+            split = splits[target]
+            if target in task.laboratories:
+                rest, tested = split.folds[task.fold]
+                pieces = [(tested, basis(split.rows, rest))]
+            elif settings.adapt_from == "all" or task.adaptation == "none":
+                pieces = [(split.rows, basis(split.rows, split.rows))]
+            else:
+                pieces = [(tested, rest) for rest, tested in split.folds]
+            for rows, seen in pieces:
+                tested = _tested_rows(run, rows, settings)
+                if not len(tested):
+                    continue
+                used = classifier
+                # In its own laboratory a classifier has nothing to adapt to.
+                if task.adaptation == "self_training" and target not in task.laboratories:
+                    assert seen is not None
+                    unlabelled = _in_units(vectors, seen, seen)
+                    used = self_train(make, known, labels, unlabelled, settings.rounds, classifier)
+                predicted[tested] = np.searchsorted(classes, used.predict(_in_units(vectors, tested, seen)))
+    if task.classifier == "mlp":
         notes.extend(classifier[-1].notes_)
-    numbers = np.searchsorted(classes, latents.labels)
-    confusions = {}
-    for target, tested in rows.items():
-        predicted = np.searchsorted(classes, classifier.predict(latents.vectors[tested]))
-        confusions[target] = metrics.confusion(numbers[tested], predicted, len(classes)).tolist()
-    return Fit(source, name, fold, confusions, notes)
+    return Fit(task.source, task.classifier, task.adaptation, task.fold, predicted.tobytes(), notes)
 
 
 @contextmanager
@@ -210,114 +408,85 @@ def _counted_convergence() -> Iterator[list[str]]:
         yield notes
     for warning in caught:
         if issubclass(warning.category, ConvergenceWarning):
-            notes.append("stopped before it converged")
+            if "stopped before it converged" not in notes:
+                notes.append("stopped before it converged")
             logger.info("%s", warning.message)
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def _summarise(
-    fits: Sequence[Fit],
-    laboratories: dict[str, Int[np.ndarray, " k"]],
-    classes: list[str],
-    settings: dict[str, Any],
-) -> Evaluation:
-    rows = []
-    confusions = []
-    for fit in fits:
-        for target, counts in fit.confusions.items():
-            confusions.append(Confusion(fit.source, target, fit.classifier, fit.fold, counts))
-            rows.append(_row(fit, target, np.array(counts), classes))
-    means = []
-    for classifier in settings["classifiers"]:
-        for source in laboratories:
-            for target, cells in laboratories.items():
-                of_pair = [r for r in rows if (r.classifier, r.source, r.target) == (classifier, source, target)]
-                means.append(_mean(of_pair, cells, laboratories[source] > 0))
-    return Evaluation(
-        rows=rows,
-        means=means,
-        classifiers=[_classifier(name, means) for name in settings["classifiers"]],
-        laboratories={name: _counted(classes, cells) for name, cells in laboratories.items()},
-        classes=classes,
-        notes=_notes(fits, laboratories, classes, settings["folds"]),
-        settings=settings,
-        confusions=confusions,
-    )
-
-
-def _row(fit: Fit, target: str, counts: Int[np.ndarray, "k k"], classes: list[str]) -> Row:
-    recall = metrics.recall(counts)
-    return Row(
-        source=fit.source,
-        target=target,
-        classifier=fit.classifier,
-        fold=fit.fold,
-        cells=int(counts.sum()),
-        accuracy=metrics.accuracy(counts),
-        macro_f1=metrics.macro_f1(counts),
-        balanced_accuracy=metrics.balanced_accuracy(counts),
-        recall={name: float(r) for name, r in zip(classes, recall, strict=True) if np.isfinite(r)},
-    )
-
-
-def _mean(rows: Sequence[Row], cells: Int[np.ndarray, " k"], shown: Bool[np.ndarray, " k"]) -> Mean:
-    def mean_and_sd(score: str) -> tuple[float, float]:
-        values = [getattr(row, score) for row in rows]
-        return float(np.mean(values)), float(np.std(values))
-
-    accuracy, accuracy_sd = mean_and_sd("accuracy")
-    macro_f1, macro_f1_sd = mean_and_sd("macro_f1")
-    balanced_accuracy, balanced_accuracy_sd = mean_and_sd("balanced_accuracy")
-    recall: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        for name, value in row.recall.items():
-            recall[name].append(value)
-    floor, floor_macro_f1 = metrics.majority_floor(cells)
-    return Mean(
-        source=rows[0].source,
-        target=rows[0].target,
-        classifier=rows[0].classifier,
-        accuracy=accuracy,
-        accuracy_sd=accuracy_sd,
-        macro_f1=macro_f1,
-        macro_f1_sd=macro_f1_sd,
-        balanced_accuracy=balanced_accuracy,
-        balanced_accuracy_sd=balanced_accuracy_sd,
-        recall={name: float(np.mean(recall[name])) for name in sorted(recall)},
-        majority_floor=floor,
-        majority_floor_macro_f1=floor_macro_f1,
-        ceiling=metrics.ceiling(cells, shown),
-    )
-
-
-def _classifier(name: str, means: Sequence[Mean]) -> ClassifierSummary:
-    own = [m for m in means if m.classifier == name]
-    across = [m for m in own if m.source != m.target]
-    scores = {}
-    for score in ("accuracy", "macro_f1", "balanced_accuracy"):
-        scores[f"in_domain_{score}"], scores[f"cross_domain_{score}"] = in_and_cross_domain(own, score)
-    above = sum(m.accuracy > m.majority_floor for m in across)
-    return ClassifierSummary(classifier=name, pairs_above_floor=above, pairs=len(across), **scores)
-
-
-def _counted(classes: list[str], cells: Int[np.ndarray, " k"]) -> dict[str, int]:
-    return {name: int(count) for name, count in zip(classes, cells, strict=True) if count}
+def _tests(
+    cells: Latents, classes: np.ndarray, splits: Mapping[str, Split], judged: Judged, settings: ProtocolSettings
+) -> Iterator[Tested]:
+    """What each fit called the cells of each laboratory."""
+    numbers = np.searchsorted(classes, cells.labels)
+    for fit in judged.fits:
+        predicted = np.frombuffer(fit.predicted, np.uint8)
+        for target in judged.run.targets:
+            rows = splits[target].rows
+            tested = rows[predicted[rows] != NOT_TESTED]
+            if not len(tested):
+                continue
+            kind: Kind = (
+                "leave_one_out" if fit.source not in splits else "in_domain" if target == fit.source else "pair"
+            )
+            adapts = fit.adaptation != "none"
+            yield Tested(
+                method=judged.run.method,
+                seed=judged.run.seed,
+                adaptation=fit.adaptation,
+                setting=setting_of(
+                    judged.run.latents.seen,
+                    rows,
+                    tested,
+                    adapts and kind != "in_domain",
+                    adapts and settings.adapt_from == "all",
+                    kind == "in_domain",
+                ),
+                kind=kind,
+                source=fit.source,
+                target=target,
+                classifier=fit.classifier,
+                fold=fit.fold,
+                rows=tested,
+                true=numbers[tested],
+                predicted=predicted[tested].astype(int),
+            )
 
 
 def _notes(
-    fits: Sequence[Fit], laboratories: dict[str, Int[np.ndarray, " k"]], classes: list[str], folds: int
+    cells: Latents, judged: Sequence[Judged], splits: Mapping[str, Split], settings: ProtocolSettings
 ) -> list[str]:
-    notes = [
-        f"{laboratory}: {count} {name}, fewer than the {folds} folds: some folds test or train without this class"
-        for laboratory, cells in laboratories.items()
-        for name, count in _counted(classes, cells).items()
-        if count < folds
-    ]
-    of_folds: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-    for fit in fits:
-        for text in fit.notes:
-            of_folds[fit.source, fit.classifier, text].append(fit.fold)
-    for (source, classifier, text), which in of_folds.items():
-        notes.append(f"{classifier} on {source}, {len(which)} of {folds} folds: {text}")
+    folds = fold_numbers(splits, len(cells))
+    notes = []
+    for laboratory, split in splits.items():
+        for name, count in zip(*np.unique(cells.labels[split.rows], return_counts=True), strict=True):
+            own = split.rows[cells.labels[split.rows] == name]
+            if count < settings.folds:
+                notes.append(
+                    f"{laboratory}: {count} {name}, fewer than the {settings.folds} folds: some folds test or train "
+                    "without this class"
+                )
+            elif len(np.unique(folds[own])) < settings.folds:
+                notes.append(f"{laboratory}: the groups of its {name} cells lie in fewer folds than {settings.folds}")
+    across = groups_across(cells)
+    if across:
+        shown = name_some((f"{group} ({', '.join(names)})" for group, names in sorted(across.items())), 3)
+        notes.append(f"{len(across)} groups have cells in several laboratories, which are no strangers then: {shown}")
+    unknown = dict.fromkeys(one.run.method for one in judged if one.run.latents.seen is None)
+    if unknown:
+        notes.append(
+            f"{name_some(unknown)}: the vectors do not say which cells their making has seen; all are taken as seen"
+        )
+    of_folds: dict[tuple[str, str, str, str, str], list[int]] = {}
+    for one in judged:
+        for fit in one.fits:
+            for text in fit.notes:
+                key = (one.run.method, fit.classifier, fit.source, fit.adaptation, text)
+                of_folds.setdefault(key, []).append(fit.fold)
+    several = len({one.run.method for one in judged}) > 1
+    for (method, classifier, source, adaptation, text), which in of_folds.items():
+        start = f"{method}: " if several else ""
+        adapted = f" ({adaptation})" if adaptation != "none" else ""
+        notes.append(f"{start}{classifier} on {source}{adapted}, {len(which)} of {settings.folds} folds: {text}")
     return notes

@@ -1,26 +1,36 @@
-"""What an evaluation found: every fold, the means, and the table that is printed."""
+"""What an evaluation found: every fold, means with intervals, and comparisons of methods."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from dorl_jax.errors import InputError
+from dorl_jax.evaluation.bootstrap import Difference
+from dorl_jax.evaluation.exposure import Setting
 
 T = TypeVar("T")
+
+Kind = Literal["in_domain", "pair", "leave_one_out"]
+SCORES = ("accuracy", "macro_f1", "macro_f1_frequent", "balanced_accuracy")
 
 
 @dataclass(frozen=True)
 class Row:
     """One fold of a classifier trained on `source`, tested on `target`. All scores are fractions, 0..1.
 
-    `cells` were tested; `recall` holds the classes among them; `macro_f1` and `balanced_accuracy` are means
-    over these classes.
+    `cells` were tested; `recall` holds the classes among them; `macro_f1` and `balanced_accuracy` are means over these
+    classes, `macro_f1_frequent` over those of which the target has 10 cells (None where none of them was tested).
+    `kind` tells whether source and target are one laboratory, two, or the source is all laboratories but the target.
     """
 
+    method: str
+    seed: int
+    adaptation: str
+    setting: Setting
+    kind: Kind
     source: str
     target: str
     classifier: str
@@ -28,27 +38,49 @@ class Row:
     cells: int
     accuracy: float
     macro_f1: float
+    macro_f1_frequent: float | None
     balanced_accuracy: float
     recall: dict[str, float]
 
 
 @dataclass(frozen=True)
+class Score:
+    """A score over folds and seeds.
+
+    Attributes:
+      mean: over the folds of every seed.
+      sd: of the folds, as a population; the mean over seeds.
+      sd_seeds: of the seeds' means, as a sample; None with one seed.
+      low, high: bootstrap interval, 95 %; None where there is none.
+    """
+
+    mean: float | None
+    sd: float | None = None
+    sd_seeds: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
 class Mean:
-    """Mean and standard deviation (of the folds as a population) of a classifier from `source` to `target`.
+    """A classifier from `source` to `target`, over folds and seeds.
 
     `majority_floor` and `majority_floor_macro_f1` are what calling every cell the target's commonest class
     gives; `ceiling` is the share of the target's cells whose class the source has.
     """
 
+    method: str
+    adaptation: str
+    setting: Setting
+    kind: Kind
     source: str
     target: str
     classifier: str
-    accuracy: float
-    accuracy_sd: float
-    macro_f1: float
-    macro_f1_sd: float
-    balanced_accuracy: float
-    balanced_accuracy_sd: float
+    seeds: int
+    accuracy: Score
+    macro_f1: Score
+    macro_f1_frequent: Score
+    balanced_accuracy: Score
     recall: dict[str, float]
     majority_floor: float
     majority_floor_macro_f1: float
@@ -56,42 +88,97 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class ClassifierSummary:
-    """Means of a classifier over the laboratories (in-domain) and over all ordered pairs (cross-domain)."""
+class Part:
+    """Means over tests of one kind: over laboratories, over ordered pairs, or over laboratories left out.
 
+    Attributes:
+      tests: how many there are.
+      above_floor: how many of them have a mean accuracy above the target's majority floor.
+    """
+
+    tests: int
+    accuracy: Score
+    macro_f1: Score
+    macro_f1_frequent: Score
+    balanced_accuracy: Score
+    majority_floor: float
+    majority_floor_macro_f1: float
+    ceiling: float
+    above_floor: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A method with an adaptation and a classifier, in one setting.
+
+    `in_domain` is over tests of the same setting, or, where there is none, over all of the method and adaptation.
+    """
+
+    method: str
+    adaptation: str
+    setting: Setting
     classifier: str
-    in_domain_accuracy: float
-    cross_domain_accuracy: float
-    in_domain_macro_f1: float
-    cross_domain_macro_f1: float
-    in_domain_balanced_accuracy: float
-    cross_domain_balanced_accuracy: float
-    pairs_above_floor: int
-    """Cross-domain pairs whose mean accuracy is above the target's majority floor."""
-    pairs: int
+    seeds: int
+    in_domain: Part | None
+    pairs: Part | None
+    leave_one_out: Part | None
+
+
+@dataclass(frozen=True)
+class OnLaboratory:
+    """All sources together, tested on one laboratory: the mean over them."""
+
+    method: str
+    adaptation: str
+    setting: Setting
+    classifier: str
+    kind: Kind
+    target: str
+    cells: int
+    part: Part
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods (each a method and an adaptation) by the same classifier, on the same tests, in the same setting."""
+
+    first: tuple[str, str]
+    second: tuple[str, str]
+    setting: Setting
+    classifier: str
+    kind: Kind
+    accuracy: Difference
+    macro_f1: Difference
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """`counts[i][j]` cells of class i were called j in one fold; classes as in `Evaluation.classes`."""
+    """`counts[i][j]` cells of class i were called j, over all folds and seeds; classes as in `Evaluation.classes`."""
 
+    method: str
+    adaptation: str
+    setting: Setting
+    kind: Kind
     source: str
     target: str
     classifier: str
-    fold: int
     counts: list[list[int]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome of `dorl_jax.evaluation.protocol.evaluate_latents`."""
+    """The outcome of `dorl_jax.evaluation.protocol.judge`."""
 
     rows: list[Row]
     means: list[Mean]
-    classifiers: list[ClassifierSummary]
+    summaries: list[Summary]
+    on_laboratories: list[OnLaboratory]
+    comparisons: list[Comparison]
     laboratories: dict[str, dict[str, int]]
     """laboratory -> class -> cells."""
     classes: list[str]
+    headline: str
+    """The classifier that ranks methods, chosen before anything was tested."""
     notes: list[str]
     settings: dict[str, Any]
     confusions: list[Confusion] = field(default_factory=list)
@@ -106,70 +193,36 @@ class Evaluation:
         """Plain values, as `confusion.json` holds them."""
         return {"classes": self.classes, "confusions": msgspec.to_builtins(self.confusions)}
 
-    def best(self) -> ClassifierSummary:
-        """The classifier with the highest cross-domain accuracy (macro-F1 where equal).
+    def ranking(self) -> list[Summary]:
+        """The headline classifier's summaries, best first within a setting: by macro-F1 and accuracy added up.
 
-        The choice looks at the targets, so its figures flatter it a little.
+        Over the laboratories left out where there are such tests, else over the pairs.
         """
-        return max(self.classifiers, key=lambda c: (c.cross_domain_accuracy, c.cross_domain_macro_f1))
+        chosen = [one for one in self.summaries if one.classifier == self.headline]
+        order = list(dict.fromkeys(one.setting for one in self.summaries))
 
-    def markdown_table(self) -> str:
-        """Accuracy % and macro-F1 % of every classifier from every source to every target."""
-        names = short_names(list(self.laboratories))
-        legend = ", ".join(f"{name} = {laboratory}" for laboratory, name in names.items())
-        scaled = self.settings.get("standardise") == "laboratory"
-        return (
-            ("Vectors of each laboratory scaled by their own mean and sd.\n\n" if scaled else "")
-            + f"Trained on → tested on; {legend}. Mean of {self.settings['folds']} folds.\n\n"
-            f"Accuracy %\n\n{self._table('accuracy', 'majority_floor', names)}\n"
-            f"Macro-F1 %\n\n{self._table('macro_f1', 'majority_floor_macro_f1', names)}"
-        )
-
-    def _table(self, score: str, floor: str, names: dict[str, str]) -> str:
-        pairs = [(m.source, m.target) for m in self.means if m.classifier == self.classifiers[0].classifier]
-        lines = [["", *(f"{names[s]}→{names[t]}" for s, t in pairs), "in-domain", "cross-domain"]]
-        for summary in self.classifiers:
-            lines.append(
-                self._line(summary.classifier, [m for m in self.means if m.classifier == summary.classifier], score)
+        def place(one: Summary) -> tuple[int, float]:
+            part = one.leave_one_out or one.pairs or one.in_domain
+            return order.index(one.setting), -sum(
+                (part.accuracy.mean or 0, part.macro_f1.mean or 0) if part else (0, 0)
             )
-        first = [m for m in self.means if m.classifier == self.classifiers[0].classifier]
-        lines.append(self._line("majority floor", first, floor))
-        if score == "accuracy":
-            lines.append(self._line("ceiling", first, "ceiling"))
-        return _markdown(lines)
 
-    @staticmethod
-    def _line(title: str, means: Sequence[Mean], score: str) -> list[str]:
-        values = [getattr(m, score) for m in means] + list(in_and_cross_domain(means, score))
-        return [title, *(f"{100 * value:.1f}" for value in values)]
+        return sorted(chosen, key=place)
 
-
-def in_and_cross_domain(means: Sequence[Mean], score: str) -> tuple[float, float]:
-    """Mean of the field `score` over the pairs with target == source, and over all others."""
-    inside = [getattr(m, score) for m in means if m.source == m.target]
-    across = [getattr(m, score) for m in means if m.source != m.target]
-    return math.fsum(inside) / len(inside), math.fsum(across) / len(across)
-
-
-def short_names(laboratories: Sequence[str]) -> dict[str, str]:
-    """A column's name for each laboratory: its initial, or 1, 2, 3 ... where two share one."""
-    initials = [name[0].upper() for name in laboratories]
-    if len(set(initials)) < len(laboratories):
-        initials = [str(i + 1) for i in range(len(laboratories))]
-    return dict(zip(laboratories, initials, strict=True))
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = [
-        [
-            line[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+    def means_of(self, summary: Summary, kinds: Iterable[Kind] = ("in_domain", "pair")) -> list[Mean]:
+        """The means that a summary is over."""
+        chosen = set(kinds)
+        own = [
+            mean
+            for mean in self.means
+            if (mean.method, mean.adaptation, mean.classifier)
+            == (summary.method, summary.adaptation, summary.classifier)
+            and mean.kind in chosen
         ]
-        for line in (lines[0], rule, *lines[1:])
-    ]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in padded)
+        inside = [mean for mean in own if mean.kind == "in_domain"]
+        same = [mean for mean in inside if mean.setting == summary.setting]
+        across = [mean for mean in own if mean.kind != "in_domain" and mean.setting == summary.setting]
+        return (same or inside) + across
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -182,14 +235,12 @@ def read_evaluation(folder: Path) -> Evaluation:
     if not summary.is_file():
         raise InputError(f"no evaluation at {summary}: run the stage `evaluate` first")
     evaluation = _decode(summary, Evaluation)
-    wanted = {
-        (c.classifier, source, target)
-        for c in evaluation.classifiers
-        for source in evaluation.laboratories
-        for target in evaluation.laboratories
-    }
-    if not wanted or {(m.classifier, m.source, m.target) for m in evaluation.means} != wanted:
-        raise InputError(f"{summary} lacks the mean of some classifier, source and target; run `evaluate` again")
+    if not evaluation.summaries or not evaluation.ranking():
+        raise InputError(f"{summary} lacks the summary of {evaluation.headline!r}; run `evaluate` again")
+    for one in evaluation.summaries:
+        pairs = evaluation.means_of(one, ("pair",))
+        if one.pairs is not None and one.pairs.tests != len(pairs):
+            raise InputError(f"{summary} lacks the mean of some classifier, source and target; run `evaluate` again")
     confusions = folder / "confusion.json"
     if confusions.is_file():
         evaluation = replace(evaluation, confusions=_decode(confusions, _Confusions).confusions)

@@ -1,7 +1,6 @@
 """`dorl-jax export`: vectors, or a run's model, in the formats of other people's tools."""
 
 import argparse
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,6 @@ def run(options: argparse.Namespace) -> None:
     Raises:
       InputError: bad input, a suffix that says nothing, or a package that is not installed.
     """
-    logging.getLogger("dorl_jax").addHandler(logging.StreamHandler())
     to: Path = options.to
     if to.suffix == ".jaxexport":
         from dorl_jax.exports.program import export_run

@@ -63,20 +63,22 @@ def write_program(
     """
     if has_lora(segmenter) and not is_merged(segmenter):
         raise ValueError("the LoRA is not merged: call merge() first")
-    graph, used, unused = nnx.split((segmenter, cae), _takes_part, ...)
+    parts: Any = nnx.split((segmenter, cae), _takes_part, ...)
+    graph, used, unused = parts
     weights, structure = jax.tree.flatten(used)
     nothing = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), unused)
 
     def export_function(function: Callable[[LoraSam, Cae, Any], Any]) -> bytes:
         def of_weights(weights: list[Any], images: Any) -> Any:
             zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), nothing)
-            return function(*nnx.merge(graph, jax.tree.unflatten(structure, weights), zeros), images)
+            both: Any = nnx.merge(graph, jax.tree.unflatten(structure, weights), zeros)
+            return function(both[0], both[1], images)
 
         shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in weights]
         return bytes(export.export(jax.jit(of_weights), platforms=PLATFORMS)(shapes, images).serialize())
 
     side, grid = segmenter.config.encoder.side, 4 * segmenter.config.encoder.grid[0]
-    images = jax.ShapeDtypeStruct((*export.symbolic_shape("b"), side, side, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct(export.symbolic_shape(f"b, {side}, {side}, 3"), jnp.uint8)
     names = [f"weight_{place:04d}" for place in range(len(weights))]
     header = {
         "format": _FORMAT,

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from dorl_jax.data.images import ImageError, read_image
 from dorl_jax.data.pool import buffered, worker_pool
 from dorl_jax.data.sources import parse_source
-from dorl_jax.sheets import PAPER, fit_image
+from dorl_jax.sheets import fit_square
 from dorl_jax.vectors import Vectors
 
 logger = logging.getLogger(__name__)
@@ -54,10 +54,6 @@ def _read(sources: list[str], side: int, workers: int) -> Iterator[np.ndarray]:
 def _thumbnail(source: str, side: int) -> np.ndarray | str:
     """The picture, or why there is none."""
     try:
-        picture = fit_image(read_image(parse_source(source)), side)
+        return fit_square(read_image(parse_source(source)), side)
     except ImageError as error:
         return str(error)
-    paper = np.full((side, side, 3), PAPER, np.uint8)
-    top, left = (side - picture.shape[0]) // 2, (side - picture.shape[1]) // 2
-    paper[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    return paper

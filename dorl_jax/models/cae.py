@@ -11,9 +11,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dorl_jax.errors import InputError
+from dorl_jax.models.attention import attend
 from dorl_jax.models.contrast_head import ContrastHead
 from dorl_jax.models.conv import ConvTranspose
-from dorl_jax.models.layers import AnyArray, Mlp, attend, layer_norm, linear, merge_heads, run_blocks, split_heads
+from dorl_jax.models.layers import AnyArray, Mlp, linear, merge_heads, run_blocks, split_heads
+from dorl_jax.models.norm import layer_norm
 from dorl_jax.models.pixel_encoder import PixelEncoder, side_multiple
 from dorl_jax.models.pooling import foreground_statistics
 from dorl_jax.models.variants import require_variant

@@ -11,9 +11,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from dorl_jax.models.attention import attend
 from dorl_jax.models.conv import Conv3x3
-from dorl_jax.models.layers import Mlp, attend, layer_norm, linear, merge_heads, run_blocks, split_heads
+from dorl_jax.models.layers import Mlp, linear, merge_heads, run_blocks, split_heads
 from dorl_jax.models.lora import LoraConfig, adapted_linear
+from dorl_jax.models.norm import layer_norm
 
 EPSILON = 1e-6
 

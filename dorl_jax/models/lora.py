@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dorl_jax.errors import suggest
 from dorl_jax.models.layers import linear, torch_uniform
+from dorl_jax.models.products import dot_general, product
 
 TARGETS = ("q", "k", "v", "proj", "mlp")
 
@@ -62,6 +66,60 @@ class Lora(nnx.Module):
         self.b = nnx.LoRAParam(jnp.zeros((rank, out_features)))
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def adapted_matmul(
+    x: Float[Array, "*b i"],
+    kernel: Float[Array, "i o"],
+    downs: tuple[Float[Array, "i r"], ...],
+    ups: tuple[Float[Array, "r _"], ...],
+    places: tuple[tuple[int, int], ...],
+) -> Float[Array, "*b o"]:
+    """x @ kernel, plus x @ down @ up of every update at the columns `places`. All of one type; sums in fp32."""
+    return _adapted_forward(x, kernel, downs, ups, places)[0]
+
+
+def _adapted_forward(
+    x: Array, kernel: Array, downs: tuple[Array, ...], ups: tuple[Array, ...], places: tuple[tuple[int, int], ...]
+) -> tuple[Array, tuple[Array, Array, tuple[Array, ...], tuple[Array, ...], Array]]:
+    inner = product(x, jnp.concatenate(downs, axis=1), ((x.ndim - 1,), (0,)))
+    # One product for all updates, with zeros where one does not reach: adding them one by one would write all outputs
+    # for each.
+    wide = [
+        jnp.pad(up, ((0, 0), (start, kernel.shape[1] - stop))) for up, (start, stop) in zip(ups, places, strict=True)
+    ]
+    last = (((x.ndim - 1,), (0,)), ((), ()))
+    y = lax.dot_general(x, kernel, last, preferred_element_type=jnp.float32)
+    y += lax.dot_general(inner, jnp.concatenate(wide), last, preferred_element_type=jnp.float32)
+    return y.astype(x.dtype), (x, kernel, downs, ups, inner)
+
+
+def _adapted_backward(
+    places: tuple[tuple[int, int], ...],
+    saved: tuple[Array, Array, tuple[Array, ...], tuple[Array, ...], Array],
+    grad: Array,
+) -> tuple[Array, Array, tuple[Array, ...], tuple[Array, ...]]:
+    x, kernel, downs, ups, inner = saved
+    last, rows = x.ndim - 1, tuple(range(x.ndim - 1))
+    ranks = [down.shape[1] for down in downs]
+    edges = [sum(ranks[:index]) for index in range(len(ranks) + 1)]
+    of_inners, of_ups = [], []
+    for up, (start, stop), low, high in zip(ups, places, edges[:-1], edges[1:], strict=True):
+        part = grad[..., start:stop]
+        of_inners.append(product(part, up, ((last,), (1,))))
+        # Each by itself: what devices sum holds no zeros.
+        of_ups.append(product(inner[..., low:high], part, (rows, rows)))
+    of_inner = jnp.concatenate(of_inners, axis=-1)
+    of_down = product(x, of_inner, (rows, rows))
+    of_x = lax.dot_general(grad, kernel, (((last,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    down = jnp.concatenate(downs, axis=1)
+    of_x += lax.dot_general(of_inner, down, (((last,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    of_downs = tuple(of_down[:, low:high] for low, high in pairwise(edges))
+    return of_x.astype(x.dtype), product(x, grad, (rows, rows)), of_downs, tuple(of_ups)
+
+
+adapted_matmul.defvjp(_adapted_forward, _adapted_backward)
+
+
 class Unmerged(nnx.Variable):
     """A kernel as it was before its update was merged into it; not trained."""
 
@@ -89,7 +147,15 @@ class AdaptedLinear(nnx.Linear):
           dtype: of the arithmetic; parameters are fp32.
         """
         init = torch_uniform(in_features)
-        super().__init__(in_features, out_features, dtype=dtype, kernel_init=init, bias_init=init, rngs=rngs)
+        super().__init__(
+            in_features,
+            out_features,
+            dtype=dtype,
+            kernel_init=init,
+            bias_init=init,
+            dot_general=dot_general,
+            rngs=rngs,
+        )
         parts = dict(sorted(parts.items()))  # nnx.merge puts a Dict in this order, and `places` has to stay in step
         self.places = tuple(parts.values())
         self.scale = config.scale
@@ -99,17 +165,18 @@ class AdaptedLinear(nnx.Linear):
         self.unmerged: Unmerged | None = nnx.data(None)
 
     def __call__(self, inputs: Float[Array, "*b i"], out_sharding: Any = None) -> Float[Array, "*b o"]:
-        y = super().__call__(inputs, out_sharding)
         if self.unmerged is not None:
-            return y
-        loras = list(self.lora.values())
-        inner = inputs.astype(y.dtype) @ jnp.concatenate([lora.a[...] for lora in loras], axis=1).astype(y.dtype)
-        # Each B by itself: their gradients, which devices sum, hold no zeros for the outputs that others cover.
-        parts = jnp.split(inner, len(loras), axis=-1)
-        for part, lora, (start, stop) in zip(parts, loras, self.places, strict=True):
-            update = part @ (self.scale * lora.b[...]).astype(y.dtype)
-            y += jnp.pad(update, [(0, 0)] * (y.ndim - 1) + [(start, self.out_features - stop)])
-        return y
+            return super().__call__(inputs, out_sharding)
+        assert self.bias is not None
+        dtype, loras = self.dtype or inputs.dtype, self.lora.values()
+        y = adapted_matmul(
+            inputs.astype(dtype),
+            self.kernel[...].astype(dtype),
+            tuple(lora.a[...].astype(dtype) for lora in loras),
+            tuple((self.scale * lora.b[...]).astype(dtype) for lora in loras),
+            self.places,
+        )
+        return y + self.bias[...].astype(dtype)
 
     def _factors(self) -> tuple[Float[Array, "i r"], Float[Array, "r o"]]:
         """All updates as one: the As side by side, each B in its own rows at the outputs it covers, scaled."""

@@ -6,7 +6,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dorl_jax.models.layers import Mlp, attend, layer_norm, linear, merge_heads, split_heads
+from dorl_jax.models.attention import attend
+from dorl_jax.models.layers import Mlp, linear, merge_heads, split_heads
+from dorl_jax.models.norm import layer_norm
 
 EPSILON = 1e-5
 

@@ -1,80 +1,142 @@
 """Stage `evaluate`: latent vectors -> the cross-domain tables."""
 
-import csv
-import hashlib
-import io
 import json
 import logging
-from dataclasses import asdict, dataclass, fields
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
-from typing import Literal
 
 import msgspec
+import numpy as np
 
-from dorl_jax.config import setting
-from dorl_jax.evaluation.classifiers import CLASSIFIERS
-from dorl_jax.evaluation.latents import Latents, read_latents, standardise_by_laboratory
-from dorl_jax.evaluation.protocol import Evaluation, Fit, evaluate_latents, package_versions
-from dorl_jax.evaluation.results import Mean
+from dorl_jax.config import expand_path, setting
+from dorl_jax.errors import InputError
+from dorl_jax.evaluation.few_cells import few_cells
+from dorl_jax.evaluation.invariance import MISSING, measure_invariance
+from dorl_jax.evaluation.latents import read_latents
+from dorl_jax.evaluation.methods import Method
+from dorl_jax.evaluation.predictions import write_predictions
+from dorl_jax.evaluation.protocol import Evaluation, Fit, ProtocolSettings, judge
+from dorl_jax.evaluation.tables import write_csv, write_tables
 from dorl_jax.files import write_text
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(ProtocolSettings):
     """How latent vectors are judged."""
 
-    classifiers: tuple[str, ...] = setting(CLASSIFIERS, f"classifiers to fit, out of {', '.join(CLASSIFIERS)}")
-    folds: int = setting(5, "stratified folds of each source laboratory")
-    seed: int = setting(1234, "seed of the fold splits and of the classifiers")
-    standardise: Literal["none", "laboratory"] = setting(
-        "none",
-        "'laboratory' first scales the vectors of each laboratory by their own mean and sd, which needs "
-        "unlabelled cells of the target; 'none' is the method's protocol",
+    name: str = setting("this run", "of the run's own vectors in the tables")
+    beside: tuple[str, ...] = setting(
+        (),
+        "vectors judged in the same run and folds: NAME=FILE, a file of Parquet for each seed; * in FILE stands for "
+        "several, ${NAME} for an environment variable",
+    )
+    invariance: bool = setting(True, "measure how much of the laboratory is left in the vectors")
+    few_cells: tuple[int, ...] = setting(
+        (5, 10, 20, 50, 100, 200),
+        "numbers of unlabelled target cells from which own statistics are tried; none for no such test",
     )
 
 
-def evaluate(latents_path: Path, out: Path, settings: EvaluateSettings, progress: bool = True) -> Evaluation:
-    """Judge latent vectors across laboratories (see `dorl_jax.evaluation.protocol.evaluate_latents`).
+def evaluate(
+    latents_path: Path,
+    out: Path,
+    settings: EvaluateSettings,
+    progress: bool = True,
+    groups: Mapping[str, str] | None = None,
+) -> Evaluation:
+    """Judge latent vectors across laboratories (see `dorl_jax.evaluation.protocol.judge`).
 
-    Writes into `out`: `summary.json` (every fold and the means), `confusion.json`, `means.csv`, `table.md`,
-    and `fits.jsonl`, the finished fits. A run that was killed goes on from there; fits of other latents,
-    folds, seed or package versions are not used.
+    Writes into `out`: `summary.json` (every fold, means, intervals, comparisons), `confusion.json`, `rows.csv`,
+    `means.csv`, `summaries.csv`, `laboratories.csv`, `comparisons.csv`, `table.md`, `table.tex`, `predictions.parquet`
+    (what every fit called every cell), `invariance.json` and `.csv`, `few_cells.csv`, and `fits.jsonl`, the finished
+    fits. A run that was killed goes on from there; fits of other vectors, folds, seed or package versions are not used.
 
     Args:
       latents_path: what the stage `embed` wrote.
       out: folder, made where it is missing.
       settings: see `EvaluateSettings`.
       progress: show a progress bar.
+      groups: id -> group of cells that must stay together, where the file itself does not name them.
 
     Raises:
       InputError: latents that cannot be read or judged, or settings out of range.
     """
     latents = read_latents(latents_path)
-    if settings.standardise == "laboratory":
-        latents = standardise_by_laboratory(latents)
+    if groups is not None and latents.groups is None:
+        latents = replace(latents, groups=np.array([groups.get(id, "") for id in latents.ids.tolist()]))
+    methods = [Method(settings.name, (latents,)), *read_methods(settings.beside)]
+    return evaluate_methods(methods, out, settings, progress)
+
+
+def read_methods(named: Sequence[str]) -> list[Method]:
+    """Methods from texts NAME=FILE (see `EvaluateSettings.beside`); texts of one name are one method.
+
+    Raises:
+      InputError: a text without a name, a file that is missing or cannot be read.
+    """
+    files: dict[str, list[Path]] = defaultdict(list)
+    for text in named:
+        name, equals, pattern = text.partition("=")
+        if not equals or not name.strip() or not pattern.strip():
+            raise InputError(f"{text!r}: expected NAME=FILE, as in 'frozen encoder=features/*.parquet'")
+        path = expand_path(pattern.strip(), text)
+        found = [Path(one) for one in sorted(glob(str(path), recursive=True))]
+        if not found:
+            raise InputError(f"{text!r}: no such file")
+        files[name.strip()] += found
+    return [Method(name, tuple(read_latents(path) for path in paths)) for name, paths in files.items()]
+
+
+def evaluate_methods(
+    methods: Sequence[Method], out: Path, settings: EvaluateSettings, progress: bool = True
+) -> Evaluation:
+    """Judge methods on the same cells and folds, and write what `evaluate` writes."""
+    if any(size < 2 for size in settings.few_cells):
+        raise InputError(f"few_cells = {list(settings.few_cells)}: a mean and sd take at least 2 cells")
     out.mkdir(parents=True, exist_ok=True)
-    fingerprint = _fingerprint(latents, settings)
     journal = out / "fits.jsonl"
-    finished = _read_journal(journal, fingerprint)
+    finished = _read_journal(journal)
     if finished:
-        logger.info("%d finished fits taken from %s", len(finished), journal)
+        logger.info("%d finished fits in %s", sum(map(len, finished.values())), journal)
     with journal.open("ab") as file:
 
-        def keep(fit: Fit) -> None:
-            file.write(msgspec.json.encode(_Entry(fingerprint, fit)) + b"\n")
+        def keep(mark: str, fit: Fit) -> None:
+            file.write(msgspec.json.encode(_Entry(mark, fit)) + b"\n")
             file.flush()
 
-        evaluation = evaluate_latents(
-            latents, settings.classifiers, settings.folds, settings.seed, progress, finished, keep
-        )
-    evaluation.settings["standardise"] = settings.standardise
+        judgement = judge(methods, settings, progress, finished, keep)
+    evaluation = judgement.evaluation
     for note in evaluation.notes:
         logger.info("%s", note)
+    write_predictions(judgement.cells, judgement.judged, out / "predictions.parquet")
     write_text(out / "confusion.json", json.dumps(evaluation.to_confusions()) + "\n")
-    write_text(out / "means.csv", _csv(evaluation.means))
-    write_text(out / "table.md", evaluation.markdown_table())
+    for name, items in (
+        ("rows", evaluation.rows),
+        ("means", evaluation.means),
+        ("summaries", evaluation.summaries),
+        ("laboratories", evaluation.on_laboratories),
+        ("comparisons", evaluation.comparisons),
+    ):
+        write_text(out / f"{name}.csv", write_csv(items))
+    runs = [one.run for one in judgement.judged]
+    if settings.invariance:
+        found, complete = measure_invariance(judgement.cells, runs, evaluation.settings["adaptations"], settings.seed)
+        if not complete:
+            logger.info("%s", MISSING)
+        remark = "" if complete else MISSING
+        tree = {"remark": remark, "measured": msgspec.to_builtins(found)}
+        write_text(out / "invariance.json", json.dumps(tree, indent=1) + "\n")
+        write_text(out / "invariance.csv", write_csv(found))
+    if settings.few_cells and not settings.parity:
+        curve = few_cells(judgement.cells, runs, evaluation.headline, settings.few_cells, settings.seed)
+        write_text(out / "few_cells.csv", write_csv(curve))
+    write_text(out / "table.md", write_tables(evaluation, "markdown"))
+    write_text(out / "table.tex", write_tables(evaluation, "latex"))
     # Last, as it marks the stage as done.
     write_text(out / "summary.json", json.dumps(evaluation.to_summary(), indent=1, ensure_ascii=False) + "\n")
     return evaluation
@@ -82,48 +144,26 @@ def evaluate(latents_path: Path, out: Path, settings: EvaluateSettings, progress
 
 @dataclass(frozen=True)
 class _Entry:
-    fingerprint: str
+    mark: str
     fit: Fit
 
 
-def _fingerprint(latents: Latents, settings: EvaluateSettings) -> str:
-    """Hash of all that decides a fit but its source, classifier and fold."""
-    facts = {"folds": settings.folds, "seed": settings.seed, "versions": package_versions()}
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for texts in (latents.ids, latents.laboratories, latents.labels):
-        digest.update(json.dumps(texts.tolist()).encode())
-    digest.update(str(latents.vectors.shape).encode())
-    digest.update(latents.vectors.tobytes())
-    return digest.hexdigest()
-
-
-def _read_journal(path: Path, fingerprint: str) -> list[Fit]:
-    """The fits under this fingerprint. A last line torn by a kill is cut off; the next then starts afresh."""
+def _read_journal(path: Path) -> dict[str, list[Fit]]:
+    """The finished fits by their mark. A last line torn by a kill is cut off; the next then starts afresh."""
     if not path.is_file():
-        return []
+        return {}
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
     if whole < len(content):
         logger.info("%s: last line is torn, that fit is done again", path)
         with path.open("r+b") as file:
             file.truncate(whole)
-    fits = []
+    fits = defaultdict(list)
     for number, line in enumerate(content[:whole].splitlines(), start=1):
         try:
             entry = msgspec.json.decode(line, type=_Entry)
         except msgspec.DecodeError as error:
             logger.warning("%s, line %d: not a finished fit (%s); that fit is done again", path, number, error)
             continue
-        if entry.fingerprint == fingerprint:
-            fits.append(entry.fit)
-    return fits
-
-
-def _csv(means: list[Mean]) -> str:
-    """The means, one a line; per-class recall stands in `summary.json`."""
-    text = io.StringIO()
-    columns = [f.name for f in fields(Mean) if f.name != "recall"]
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(mean) for mean in means)
-    return text.getvalue()
+        fits[entry.mark].append(entry.fit)
+    return dict(fits)

@@ -1,9 +1,8 @@
 """Stage `report`: everything a run wrote -> one HTML page."""
 
 import csv
-import struct
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,22 @@ from dorl_jax.data.manifest import load_cells
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.evaluation import plots
 from dorl_jax.evaluation.classifiers import TITLES
-from dorl_jax.evaluation.latents import read_latents
-from dorl_jax.evaluation.results import Evaluation, in_and_cross_domain, read_evaluation
+from dorl_jax.evaluation.exposure import MEANINGS
+from dorl_jax.evaluation.exposure import TITLES as SETTING_TITLES
+from dorl_jax.evaluation.results import Evaluation, Summary, read_evaluation
+from dorl_jax.evaluation.tables import percent
 from dorl_jax.files import write_text
 from dorl_jax.html import page_templates, png_uri
+from dorl_jax.stages.report_parts import Chart, Tile, chart
+from dorl_jax.stages.report_vectors import (
+    InvarianceColumns,
+    read_few_cells,
+    read_invariance,
+    read_latent_space,
+    read_neighbours,
+    read_worst_cells,
+)
 
-_POINTS = 1500
-"""Cells drawn in the latent space."""
 _TILES = 8
 """Cells shown of a laboratory."""
 
@@ -47,7 +55,8 @@ def report(run: Path) -> Path:
         raise InputError(f"no run folder at {run}")
     readers = {
         "evaluation": (_read_evaluation, "evaluation/summary.json"),
-        "latent_space": (_read_latent_space, "embed/latents.parquet"),
+        "few_cells": (read_few_cells, "evaluation/few_cells.csv"),
+        "invariance": (read_invariance, "evaluation/invariance.json"),
         "held_out": (_read_held_out, "finetune_sam/held_out.json"),
         "held_out_cells": (_read_held_out_cells, "finetune_sam/held_out_samples.npz"),
         "extracted_cells": (_read_extracted_cells, "extract/samples.npz"),
@@ -58,12 +67,18 @@ def report(run: Path) -> Path:
         "failures": (_read_failures, "data/failures.csv"),
     }
     parts = {name: read(run / file) if (run / file).is_file() else None for name, (read, file) in readers.items()}
+    has_vectors = (run / "embed" / "latents.parquet").is_file()
+    has_predictions = parts["evaluation"] is not None and (run / "evaluation" / "predictions.parquet").is_file()
+    parts["latent_space"] = read_latent_space(run) if has_vectors else None
+    parts["neighbours"] = read_neighbours(run) if has_vectors else None
+    parts["worst_cells"] = read_worst_cells(run) if has_predictions else None
     if all(part is None for part in parts.values()):
         raise InputError(
             f"nothing to report in {run}: run `dorl-jax run`, or at least the stage `evaluate`, which writes "
             "evaluation/summary.json there"
         )
     settings = run / "settings.toml"
+    parts["invariance"] = parts["invariance"] or InvarianceColumns()
     page = _template().render(
         name=run.resolve().name,
         settings=settings.read_text(encoding="utf-8") if settings.is_file() else None,
@@ -74,92 +89,81 @@ def report(run: Path) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A figure for light and for dark paper, as data URIs; width and height in CSS pixels."""
-
-    light: str
-    dark: str
-    width: int
-    height: int
-    alt: str
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Pictures of one cell, as data URIs, and what is written beneath."""
-
-    images: list[tuple[str, str]]
-    """(data URI, what it shows)"""
-    caption: str
-    marked: bool = False
-
-
 def _template() -> jinja2.Template:
     environment = page_templates(Path(__file__).parent)
     environment.filters["percent"] = lambda value: f"{100 * value:.1f}"
+    environment.filters["score"] = percent
+    environment.filters["setting"] = lambda setting: SETTING_TITLES[setting]
+    environment.filters["meaning"] = lambda setting: MEANINGS[setting]
     environment.filters["title_of"] = lambda classifier: TITLES.get(classifier, classifier)
     environment.filters["words"] = lambda name: name.replace("_", " ")
     return environment.get_template("report.html.jinja")
 
 
-def _chart(draw: Callable[[plots.Theme], bytes], alt: str) -> Chart:
-    light, dark = draw(plots.LIGHT), draw(plots.DARK)
-    width, height = struct.unpack(">II", light[16:24])  # of the PNG's header, two pixels a CSS pixel
-    return Chart(png_uri(light), png_uri(dark), width // 2, height // 2, alt)
-
-
 def _read_evaluation(path: Path) -> dict[str, Any]:
     evaluation = read_evaluation(path.parent)
-    best = evaluation.best()
-    means = {(m.classifier, m.source, m.target): m for m in evaluation.means}
-    laboratories = list(evaluation.laboratories)
-    names = [c.classifier for c in evaluation.classifiers]
-    first = [m for m in evaluation.means if m.classifier == best.classifier]
-    floors = np.array([means[best.classifier, name, name].majority_floor for name in laboratories])
-    accuracies = {
-        TITLES.get(c, c): np.array([[means[c, s, t].accuracy for t in laboratories] for s in laboratories])
-        for c in names
+    ranking = evaluation.ranking()
+    best = ranking[0]
+    own = [
+        one
+        for one in evaluation.summaries
+        if (one.method, one.adaptation, one.setting) == (best.method, best.adaptation, best.setting)
+    ]
+    names = [one.classifier for one in own]
+    means = {
+        (one.classifier, mean.kind, mean.source, mean.target): mean
+        for one in own
+        for mean in evaluation.means_of(one, ("in_domain", "pair", "leave_one_out"))
     }
+    tests = [key[1:] for key in means if key[0] == best.classifier]
     return {
         "summary": evaluation,
         "best": best,
-        "floor": dict(zip(("in_domain", "cross_domain"), in_and_cross_domain(first, "majority_floor"), strict=True)),
-        "floor_macro_f1": dict(
-            zip(
-                ("in_domain", "cross_domain"),
-                in_and_cross_domain(first, "majority_floor_macro_f1"),
-                strict=True,
-            )
-        ),
-        "ceiling": dict(zip(("in_domain", "cross_domain"), in_and_cross_domain(first, "ceiling"), strict=True)),
-        "pairs": [[means[c, m.source, m.target] for c in names] for m in first],
-        "heat_maps": _chart(
-            lambda theme: plots.heat_maps(accuracies, laboratories, floors, theme),
-            "Accuracy of every classifier for every source and target laboratory",
-        ),
-        "confusions": _confusions(evaluation) if evaluation.confusions else None,
+        "ranking": ranking,
+        "own": own,
+        "names": names,
+        "pairs": [[means[(name, *test)] for name in names] for test in tests],
+        "heat_maps": _heat_maps(evaluation, own, "Accuracy of every classifier for every source and target laboratory"),
+        "methods": _heat_maps(evaluation, ranking, "Accuracy of every method for every source and target laboratory")
+        if len(ranking) > 1
+        else None,
+        "confusions": _confusions(evaluation, best, names) if evaluation.confusions else None,
     }
 
 
-def _confusions(evaluation: Evaluation) -> dict[str, Chart]:
-    """The best classifier for every pair; all classifiers, summed over the pairs."""
+def _heat_maps(evaluation: Evaluation, summaries: Sequence[Summary], alt: str) -> Chart:
+    """One panel for each summary; pairs of laboratories that it has no test of are blank."""
+    laboratories = list(evaluation.laboratories)
+    floors = np.array([max(cells.values()) / sum(cells.values()) for cells in evaluation.laboratories.values()])
+    of_methods = len({one.classifier for one in summaries}) == 1 and len(summaries) > 1
+    panels: dict[str, Float[np.ndarray, "s t"]] = {}
+    for one in summaries:
+        values = np.full((len(laboratories), len(laboratories)), np.nan)
+        for mean in evaluation.means_of(one):
+            values[laboratories.index(mean.source), laboratories.index(mean.target)] = mean.accuracy.mean
+        name = f"{one.method}, {one.adaptation}" if of_methods else TITLES.get(one.classifier, one.classifier)
+        panels[f"{name}\n{SETTING_TITLES[one.setting]}" if of_methods else name] = values
+    return chart(lambda theme: plots.heat_maps(panels, laboratories, floors, theme), alt)
+
+
+def _confusions(evaluation: Evaluation, best: Summary, names: Sequence[str]) -> dict[str, Chart]:
+    """The headline classifier for every pair; all classifiers, summed over the pairs."""
     laboratories, classes = list(evaluation.laboratories), evaluation.classes
-    names = [c.classifier for c in evaluation.classifiers]
-    best = evaluation.best().classifier
     of_pairs = np.zeros((len(laboratories), len(laboratories), len(classes), len(classes)), int)
     of_classifiers = np.zeros((2, len(names), len(classes), len(classes)), int)
     for c in evaluation.confusions:
+        if (c.method, c.adaptation) != (best.method, best.adaptation) or c.kind == "leave_one_out":
+            continue
         of_classifiers[int(c.source != c.target), names.index(c.classifier)] += c.counts
-        if c.classifier == best:
+        if c.classifier == best.classifier:
             of_pairs[laboratories.index(c.source), laboratories.index(c.target)] += c.counts
     sources, targets = [f"from {name}" for name in laboratories], [f"on {name}" for name in laboratories]
     return {
-        "best": _chart(
+        "best": chart(
             lambda theme: plots.confusion_grid(of_pairs, classes, sources, targets, theme),
-            f"Confusion matrices of {best} for every source and target laboratory",
+            f"Confusion matrices of {best.classifier} for every source and target laboratory",
         ),
-        "all": _chart(
+        "all": chart(
             lambda theme: plots.confusion_grid(
                 of_classifiers,
                 classes,
@@ -168,22 +172,6 @@ def _confusions(evaluation: Evaluation) -> dict[str, Chart]:
                 theme,
             ),
             "Confusion matrices of every classifier, in-domain and cross-domain",
-        ),
-    }
-
-
-def _read_latent_space(path: Path) -> dict[str, Any]:
-    latents = read_latents(path)
-    groups = np.char.add(np.char.add(latents.laboratories, "\n"), latents.labels)
-    shown = plots.spread(groups, _POINTS)
-    plane = plots.project(latents.vectors[shown])
-    return {
-        "shown": len(shown),
-        "cells": len(latents),
-        "dimensions": latents.vectors.shape[1],
-        "chart": _chart(
-            lambda theme: plots.latent_space(plane, latents.labels[shown], latents.laboratories[shown], theme),
-            "Latent vectors in two dimensions, by class and by laboratory",
         ),
     }
 
@@ -306,7 +294,7 @@ def _read_curves(path: Path) -> Chart:
         columns[name] = np.array([np.nan if value is None else value for value in values])
     if "step" not in columns or len(columns) < 2:
         raise InputError(f"{path} holds no numbers over `step`; run its stage again")
-    return _chart(
+    return chart(
         lambda theme: plots.training_curves(columns, theme),
         f"{', '.join(name for name in columns if name != 'step')} over the steps of training",
     )

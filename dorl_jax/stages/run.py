@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dorl_jax import __version__, config
+from dorl_jax.data.groups import cached_groups
 from dorl_jax.data.manifest import Manifest, load_cells
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import write_text
@@ -133,8 +134,11 @@ def _embed(run: Run) -> Any:
 
 
 def _evaluate(run: Run) -> Any:
-    latents = run.folder / "embed" / "latents.parquet"
-    return evaluate(latents, run.folder / "evaluation", run.settings.evaluate, progress=run.progress)
+    settings, out = run.settings.evaluate, run.folder / "evaluation"
+    groups = None
+    if settings.grouped and not settings.parity:
+        groups = cached_groups(run.cells(), out / "groups.parquet", progress=run.progress)
+    return evaluate(run.folder / "embed" / "latents.parquet", out, settings, progress=run.progress, groups=groups)
 
 
 def _report(run: Run) -> Any:

@@ -22,7 +22,7 @@ from dorl_jax.data.zip_files import read_zip_member, zip_members
 from dorl_jax.errors import InputError
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
-NAMES = ("a.png", "folder/b#1 %.png", "grün/ 細胞.png", "deep/" * 30 + "c.png", "n" * 95 + ".png", "ö" * 80, "d")
+NAMES = ("a.png", "folder/b#1 %.png", "grün/ 細胞.png", "deep/" * 30 + "c.png", "n" * 95 + ".png", "ö" * 45, "d")
 
 
 def write_tar(path: Path, files: dict[str, bytes], kind: str = "pax") -> None:

@@ -35,7 +35,7 @@ SOURCES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=250)
 @given(SOURCES)
 def test_text_and_back(source: ImageSource) -> None:
     assert parse_source(source_text(source)) == source

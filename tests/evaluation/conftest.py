@@ -26,6 +26,7 @@ def make_latents():
             laboratories=np.array(laboratories)[order],
             labels=np.array(labels)[order],
             vectors=np.concatenate(vectors)[order].astype(np.float32),
+            seen=np.full(len(labels), "no"),
         )
 
     return make

@@ -11,7 +11,7 @@ from sklearn.svm import SVC
 from xgboost import XGBClassifier
 
 from dorl_jax.errors import InputError
-from dorl_jax.evaluation.classifiers import CLASSIFIERS, TITLES, EarlyStoppingMlp, make_classifier
+from dorl_jax.evaluation.classifiers import CLASSIFIERS, ORIGINAL, TITLES, EarlyStoppingMlp, make_classifier
 
 
 @pytest.fixture
@@ -29,6 +29,9 @@ PLAIN = {
     "svm_poly": lambda: make_pipeline(StandardScaler(), SVC(kernel="poly")),
     "svm_linear": lambda: make_pipeline(StandardScaler(), SVC(kernel="linear")),
     "logistic_regression": lambda: make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)),
+    "logistic_regression_balanced": lambda: make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.05, class_weight="balanced", max_iter=500)
+    ),
     "mlp": lambda: make_pipeline(StandardScaler(), MLPClassifier(early_stopping=True, max_iter=1000, random_state=3)),
 }
 
@@ -114,4 +117,5 @@ def test_xgboost_that_is_not_installed_names_the_extra(monkeypatch):
 
 
 def test_every_classifier_has_a_title():
-    assert len(set(TITLES.values())) == len(CLASSIFIERS) == 6
+    assert len(set(TITLES.values())) == len(CLASSIFIERS) == 7
+    assert CLASSIFIERS[:6] == ORIGINAL

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dorl_jax.errors import InputError
-from dorl_jax.evaluation.latents import Latents, read_latents, standardise_by_laboratory, write_latents
+from dorl_jax.evaluation.latents import Latents, read_latents, write_latents
 
 
 @pytest.fixture
@@ -39,6 +39,16 @@ def test_what_is_written_is_read_back_exactly(latents, tmp_path):
     assert [p.name for p in (tmp_path / "new folder").iterdir()] == ["latents.parquet"]
 
 
+def test_groups_and_what_was_seen_are_kept(latents, tmp_path):
+    known = dataclasses.replace(
+        latents, groups=np.array(["p1", "", "p2"]), seen=np.array(["no", "unlabelled", "labelled"])
+    )
+    write_latents(known, tmp_path / "latents.parquet")
+    again = read_latents(tmp_path / "latents.parquet")
+    assert again.groups.tolist() == ["p1", "", "p2"]
+    assert again.seen.tolist() == ["no", "unlabelled", "labelled"]
+
+
 def test_file_is_plain_parquet_for_other_tools(latents, tmp_path):
     write_latents(latents, tmp_path / "latents.parquet")
     found = pq.read_table(tmp_path / "latents.parquet")
@@ -67,6 +77,8 @@ def test_other_writers_are_read(latents, tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
+        ({"seen": pa.array(["no", "yes", "no"])}, r"column 'seen' holds 'yes'; it may hold no, unlabelled, labelled"),
+        ({"group": pa.array(["p1", None, ""])}, r"column 'group' has no value for 'a/2.png'"),
         ({"vector": None}, r"lacks the column vector; it has id, laboratory, label"),
         ({"label": pa.array(["x", None, "y"])}, r"column 'label' has no value for 'a/2.png'"),
         ({"laboratory": pa.array(["x", "", "y"])}, r"column 'laboratory' is empty for 'a/2.png'"),
@@ -113,19 +125,3 @@ def test_nothing_bad_is_written(latents, tmp_path):
     with pytest.raises(InputError, match=r"1 vectors hold NaN or infinity: 'a/2.png'"):
         write_latents(dataclasses.replace(latents, vectors=vectors), tmp_path / "latents.parquet")
     assert not list(tmp_path.iterdir())
-
-
-def test_standardised_by_laboratory():
-    rng = np.random.RandomState(0)
-    vectors = rng.standard_normal((9, 3)).astype(np.float32)
-    vectors[:4, 2] = 5.0  # does not vary within a
-    names = np.array(["a"] * 4 + ["b"] * 5)
-    latents = Latents(np.arange(9).astype(str), names, np.array(["x"] * 9), vectors)
-    # a shift and a scale of one laboratory leave nothing behind
-    moved = vectors.copy()
-    moved[:4, :2] = 3 * moved[:4, :2] + 7
-    other = Latents(latents.ids, names, latents.labels, moved)
-    ours, theirs = standardise_by_laboratory(latents).vectors, standardise_by_laboratory(other).vectors
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    np.testing.assert_allclose(ours[4:], (vectors[4:] - vectors[4:].mean(0)) / vectors[4:].std(0), atol=1e-5)
-    assert not ours[:4, 2].any()

@@ -77,21 +77,21 @@ def test_projection_keeps_neighbours_together():
     random = np.random.default_rng(0)
     groups = np.repeat(np.arange(4), 40)
     vectors = (20 * np.eye(12)[groups] + random.normal(size=(160, 12))).astype(np.float32)
-    plane = plots.project(vectors)
+    plane, _ = plots.project(vectors)
     assert KNeighborsClassifier(5).fit(plane, groups).score(plane, groups) == 1.0
-    np.testing.assert_array_equal(plots.project(vectors), plane)
+    np.testing.assert_array_equal(plots.project(vectors)[0], plane)
 
 
 @pytest.mark.parametrize(("cells", "dimensions"), [(1, 3), (2, 3), (4, 1), (5, 1), (6, 2), (20, 1), (7, 100)])
 def test_projection_of_few_cells(cells, dimensions):
     vectors = np.random.default_rng(0).normal(size=(cells, dimensions)).astype(np.float32)
-    plane = plots.project(vectors)
+    plane, _ = plots.project(vectors)
     assert plane.shape == (cells, 2)
     assert np.isfinite(plane).all()
 
 
 def test_projection_of_equal_vectors_is_one_point():
-    np.testing.assert_array_equal(plots.project(np.ones((9, 4), np.float32)), np.zeros((9, 2)))
+    np.testing.assert_array_equal(plots.project(np.ones((9, 4), np.float32))[0], np.zeros((9, 2)))
 
 
 @pytest.mark.parametrize("theme", [plots.LIGHT, plots.DARK])

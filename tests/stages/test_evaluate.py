@@ -5,15 +5,23 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation import protocol
-from dorl_jax.evaluation.latents import Latents, read_latents, standardise_by_laboratory, write_latents
+from dorl_jax.evaluation.adaptation import standardise_by_laboratory
+from dorl_jax.evaluation.latents import Latents, read_latents, write_latents
 from dorl_jax.evaluation.results import read_evaluation
 from dorl_jax.stages.evaluate import EvaluateSettings, evaluate
 
-SETTINGS = EvaluateSettings(classifiers=("svm_linear", "svm_poly", "logistic_regression"))
+FILES = {
+    "summary.json", "confusion.json", "rows.csv", "means.csv", "summaries.csv", "laboratories.csv", "comparisons.csv",
+    "table.md", "table.tex", "predictions.parquet", "fits.jsonl", "invariance.json", "invariance.csv", "few_cells.csv",
+}  # fmt: skip
+SETTINGS = EvaluateSettings(
+    classifiers=("svm_linear", "svm_poly", "logistic_regression"), adaptations=("none",), resamples=100, few_cells=(5,)
+)
 
 
 def blobs(seed=0):
@@ -61,15 +69,12 @@ def count_fits(monkeypatch):
 def test_writes_what_it_found(latents, tmp_path):
     found = evaluate(latents, tmp_path / "out", SETTINGS, progress=False)
     out = tmp_path / "out"
-    assert {p.name for p in out.iterdir()} == {
-        "summary.json", "confusion.json", "means.csv", "table.md", "fits.jsonl"
-    }  # fmt: skip
-    assert json.loads((out / "summary.json").read_text()) == found.to_summary()
-    assert (out / "table.md").read_text() == found.markdown_table()
+    assert {p.name for p in out.iterdir()} == FILES
+    assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(found.to_summary()))
     assert read_evaluation(out) == found
     with (out / "means.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert [float(line["accuracy"]) for line in lines] == [m.accuracy for m in found.means]
+    assert [float(line["accuracy_mean"]) for line in lines] == [m.accuracy.mean for m in found.means]
     assert [line["target"] for line in lines] == [m.target for m in found.means]
     # Every cell is tested once in its own laboratory and in every fold of the other.
     confusions = json.loads((out / "confusion.json").read_text())["confusions"]
@@ -96,7 +101,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(latents, tmp_path, count_fits, k
     count_fits.stop_after = None
     evaluate(latents, out, SETTINGS, progress=False)
     assert count_fits.fits == 30 + lost
-    for name in ("summary.json", "confusion.json", "means.csv", "table.md", "fits.jsonl"):
+    for name in FILES:
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
@@ -107,7 +112,7 @@ def test_a_finished_run_fits_nothing_again(latents, tmp_path, count_fits):
     assert count_fits.fits == 30
     assert (tmp_path / "summary.json").read_bytes() == before
     # One classifier more: only its own fits are new.
-    more = EvaluateSettings(classifiers=(*SETTINGS.classifiers, "mlp"))
+    more = replace(SETTINGS, classifiers=(*SETTINGS.classifiers, "mlp"))
     evaluate(latents, tmp_path, more, progress=False)
     assert count_fits.fits == 40
 
@@ -118,9 +123,9 @@ def test_fits_of_other_input_are_not_used(latents, tmp_path, count_fits, change)
     settings = SETTINGS
     cells = blobs()
     if change == "seed":
-        settings = EvaluateSettings(classifiers=SETTINGS.classifiers, seed=1)
+        settings = replace(SETTINGS, seed=1)
     elif change == "folds":
-        settings = EvaluateSettings(classifiers=SETTINGS.classifiers, folds=4)
+        settings = replace(SETTINGS, folds=4)
     elif change == "vectors":
         cells.vectors[3, 2] = np.nextafter(cells.vectors[3, 2], np.float32(np.inf))
     else:
@@ -134,7 +139,7 @@ def test_a_spoilt_line_is_said_and_done_again(latents, tmp_path, count_fits, cap
     evaluate(latents, tmp_path, SETTINGS, progress=False)
     journal = tmp_path / "fits.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
-    lines[4] = b'{"fingerprint": "x", "fit": 3}\n'
+    lines[4] = b'{"mark": "x", "fit": 3}\n'
     journal.write_bytes(b"".join(lines))
     with caplog.at_level(logging.WARNING):
         evaluate(latents, tmp_path, SETTINGS, progress=False)
@@ -143,7 +148,7 @@ def test_a_spoilt_line_is_said_and_done_again(latents, tmp_path, count_fits, cap
 
 
 def test_progress_shows_rate_and_time_left(latents, tmp_path, capsys):
-    evaluate(latents, tmp_path, EvaluateSettings(classifiers=("svm_linear",)))
+    evaluate(latents, tmp_path, replace(SETTINGS, classifiers=("svm_linear",)))
     shown = capsys.readouterr().err
     assert "10/10" in shown
     assert "fit/s" in shown
@@ -160,15 +165,83 @@ def test_bad_input_leaves_no_summary(tmp_path):
 def test_no_warning_escapes(latents, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        evaluate(latents, tmp_path, EvaluateSettings(), progress=False)
+        evaluate(latents, tmp_path, EvaluateSettings(resamples=100), progress=False)
 
 
-def test_scaling_by_laboratory_is_said_and_done(latents, tmp_path):
+def test_own_units_are_those_of_scaled_vectors(latents, tmp_path):
     plain = evaluate(latents, tmp_path / "a", SETTINGS, progress=False)
-    scaled = evaluate(latents, tmp_path / "b", replace(SETTINGS, standardise="laboratory"), progress=False)
+    scaled = evaluate(latents, tmp_path / "b", replace(SETTINGS, adaptations=("own",)), progress=False)
     again = tmp_path / "scaled.parquet"
     write_latents(standardise_by_laboratory(read_latents(latents)), again)
-    assert scaled.rows == evaluate(again, tmp_path / "c", SETTINGS, progress=False).rows
-    assert scaled.rows != plain.rows
-    assert json.loads((tmp_path / "b" / "summary.json").read_text())["settings"]["standardise"] == "laboratory"
-    assert (tmp_path / "b" / "table.md").read_text().startswith("Vectors of each laboratory scaled")
+    expected = evaluate(again, tmp_path / "c", SETTINGS, progress=False)
+    assert [row.recall for row in scaled.rows] == [row.recall for row in expected.rows]
+    assert [row.recall for row in scaled.rows] != [row.recall for row in plain.rows]
+    assert {row.adaptation for row in scaled.rows} == {"own"}
+
+
+def test_every_prediction_is_kept(latents, tmp_path):
+    """The rows of `summary.json` are counted again from `predictions.parquet`."""
+    settings = replace(SETTINGS, adaptations=("none", "own"))
+    found = evaluate(latents, tmp_path, settings, progress=False)
+    table = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    labels = dict(zip(blobs().ids.tolist(), blobs().labels.tolist(), strict=True))
+    right, cells = {}, {}
+    for line in table:
+        assert line["label"] == labels[line["id"]]
+        key = tuple(
+            line[name] for name in ("method", "seed", "adaptation", "source", "laboratory", "classifier", "fold")
+        )
+        cells[key] = cells.get(key, 0) + 1
+        right[key] = right.get(key, 0) + (line["label"] == line["predicted"])
+    assert len(cells) == len(found.rows)
+    for row in found.rows:
+        key = (row.method, row.seed, row.adaptation, row.source, row.target, row.classifier, row.fold)
+        assert cells[key] == row.cells
+        assert right[key] / cells[key] == pytest.approx(row.accuracy)
+
+
+def test_methods_beside_the_run_are_ranked_with_it(latents, tmp_path):
+    cells = blobs()
+    noise = np.random.default_rng(1)
+    for seed in range(2):
+        poor = replace(cells, vectors=noise.normal(size=(90, 7)).astype(np.float32))
+        write_latents(poor, tmp_path / f"noise_{seed}.parquet")
+    shuffled = noise.permutation(90)
+    clear = Latents(*(getattr(cells, name)[shuffled] for name in ("ids", "laboratories", "labels", "vectors")))
+    write_latents(replace(clear, vectors=clear.vectors * 2), tmp_path / "double.parquet")
+    settings = replace(
+        SETTINGS, beside=(f"noise={tmp_path}/noise_*.parquet", f"double = {tmp_path}/double.parquet"), name="ours"
+    )
+    found = evaluate(latents, tmp_path / "out", settings, progress=False)
+    assert [one.method for one in found.ranking()] == ["ours", "double", "noise"]
+    ours, double, poor = found.ranking()
+    assert ours.pairs == double.pairs
+    assert (ours.seeds, poor.seeds) == (1, 2)
+    apart = {(one.first[0], one.second[0], one.kind): one for one in found.comparisons}
+    assert apart["ours", "double", "pair"].accuracy.p == 1.0
+    assert apart["ours", "noise", "pair"].accuracy.p < 0.05
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert text.index("| ours, none") < text.index("| noise, none")
+
+
+@pytest.mark.parametrize(
+    ("beside", "message"),
+    [
+        ("features.parquet", r"'features.parquet': expected NAME=FILE"),
+        ("frozen=nowhere/*.parquet", r"'frozen=nowhere/\*.parquet': no such file"),
+    ],
+)
+def test_bad_methods_are_named(latents, tmp_path, beside, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(latents, tmp_path, replace(SETTINGS, beside=(beside,)), progress=False)
+
+
+def test_groups_given_beside_the_file_are_kept_together(latents, tmp_path):
+    groups = {name: f"patient {int(name.split()[1]) // 5}" for name in blobs().ids.tolist()}
+    evaluate(latents, tmp_path, SETTINGS, progress=False, groups=groups)
+    folds = {}
+    for line in pq.read_table(tmp_path / "predictions.parquet").to_pylist():
+        if line["source"] == line["laboratory"]:
+            folds.setdefault(groups[line["id"]], set()).add(line["fold"])
+    assert len(folds) == 18
+    assert all(len(found) == 1 for found in folds.values())

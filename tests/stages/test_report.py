@@ -8,14 +8,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from dorl_jax.data.manifest import Cell, Manifest, save_cells
 from dorl_jax.errors import InputError
-from dorl_jax.evaluation.latents import Latents, write_latents
+from dorl_jax.evaluation.adaptation import standardise_by_laboratory
+from dorl_jax.evaluation.latents import Latents, read_latents, write_latents
 from dorl_jax.stages.evaluate import EvaluateSettings, evaluate
 from dorl_jax.stages.report import report
+from dorl_jax.store import StoreWriter
 
 MALICIOUS = "<script>alert('cell')</script>"
 LABELS = ["basophil", "monocyte", MALICIOUS]
@@ -51,7 +54,12 @@ def evaluated(tmp_path_factory):
     laboratories = np.repeat(LABORATORIES, 60)
     latents = Latents(np.array([f"cell {i}" for i in range(120)]), laboratories, labels, vectors.astype(np.float32))
     write_latents(latents, folder / "embed" / "latents.parquet")
-    settings = EvaluateSettings(classifiers=("svm_linear", "logistic_regression"))
+    settings = EvaluateSettings(
+        classifiers=("svm_linear", "logistic_regression"),
+        headline="logistic_regression",
+        resamples=100,
+        few_cells=(5, 20),
+    )
     evaluate(folder / "embed" / "latents.parquet", folder / "evaluation", settings, progress=False)
     return folder
 
@@ -96,7 +104,11 @@ PARTS = {
     "train_cae/samples.npz": lambda path, source: write_samples(
         path, ("target", "reconstruction", "laboratory", "label"), size=128
     ),
+    "extract/store": lambda path, source: write_store(path),
     "embed/latents.parquet": lambda path, source: copy(source, path),
+    "evaluation/predictions.parquet": lambda path, source: copy(source, path),
+    "evaluation/invariance.json": lambda path, source: copy(source, path),
+    "evaluation/few_cells.csv": lambda path, source: copy(source, path),
     "evaluation/summary.json": lambda path, source: copy(source, path),
     "evaluation/confusion.json": lambda path, source: copy(source, path),
 }  # fmt: skip
@@ -104,9 +116,20 @@ CHARTS = {  # figures for light and for dark paper
     "finetune_sam/metrics.csv": 1,
     "train_cae/metrics.csv": 1,
     "embed/latents.parquet": 1,
-    "evaluation/summary.json": 1,
+    "evaluation/summary.json": 2,
     "evaluation/confusion.json": 2,
+    "evaluation/few_cells.csv": 1,
 }
+
+
+def write_store(path):
+    """Crops whose red tells the number of the cell; the tokens of each are the number, too."""
+    writer = StoreWriter(path, [f"cell {i}" for i in range(120)], {})
+    features = np.repeat(np.arange(120), 4 * 3).reshape(120, 2, 2, 3).astype(np.float32)
+    crops = np.zeros((120, 16, 16, 3), np.uint8)
+    crops[..., 0] = np.arange(120)[:, None, None]
+    for number, cells in writer.missing():
+        writer.write(number, {"feature": features[cells], "crop": crops[cells]})
 
 
 def write_samples(path, names, size=48):
@@ -187,8 +210,9 @@ def test_page_holds_everything_and_loads_nothing(make_run):
     assert "url(" not in style
     assert "@import" not in style
     assert not re.search(r"https?://|['\"]//", page.html)
-    # 6 charts in two themes; 8 tiles of 2 laboratories for held-out and extracted cells; 8 pairs of 2.
-    assert len(page.images) == 2 * sum(CHARTS.values()) + 2 * 8 * 2 + 2 * 8 * 2
+    # Charts in two themes, one more of the tokens before; 8 tiles of 2 laboratories for held-out and extracted cells;
+    # 8 pairs of 2; 5 cells of 2 with a neighbour each; 8 cells of 2 called wrong.
+    assert len(page.images) == 2 * (sum(CHARTS.values()) + 1) + 2 * 8 * 2 + 2 * 8 * 2 + 2 * 5 * 2 + 2 * 8
     for tag, uri, attributes in page.images:
         image = Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
         image.load()
@@ -209,16 +233,26 @@ def test_page_states_the_figures(make_run):
     report(run)
     text = Page(run / "report.html").text
     summary = json.loads((run / "evaluation/summary.json").read_text())
-    best = max(summary["classifiers"], key=lambda c: c["cross_domain_accuracy"])
-    for key in ("cross_domain_accuracy", "cross_domain_macro_f1", "in_domain_accuracy"):
-        assert f"{100 * best[key]:.1f}" in text
-    for c in summary["classifiers"]:
-        assert f"{c['pairs_above_floor']} of {c['pairs']}" in text
+    for one in summary["summaries"]:
+        if one["classifier"] == "logistic_regression":
+            for part in ("in_domain", "pairs"):
+                for score in ("accuracy", "macro_f1"):
+                    found = one[part][score]
+                    interval = f"{100 * found['low']:.1f} to {100 * found['high']:.1f}"
+                    assert f"{100 * found['mean']:.1f} {interval}" in text
+            assert f"{one['pairs']['above_floor']} of {one['pairs']['tests']}" in text
     assert "majority floor 33.3" in text
     assert "ceiling 100.0" in text
+    best = best_of(summary)
     for mean in summary["means"]:
-        assert f"{100 * mean['accuracy']:.1f} ±{100 * mean['accuracy_sd']:.1f}" in text
-        assert f"{100 * mean['macro_f1']:.1f} ±{100 * mean['macro_f1_sd']:.1f}" in text
+        if mean["adaptation"] == best:
+            for score in ("accuracy", "macro_f1"):
+                assert f"{100 * mean[score]['mean']:.1f} ±{100 * mean[score]['sd']:.1f}" in text
+    measured = json.loads((run / "evaluation/invariance.json").read_text())["measured"]
+    assert f"{measured[0]['probe']:.2f} {measured[0]['probe_forest']:.2f} {measured[0]['robustness']:.2f}" in text
+    assert "Chance is 0.50 for the probes" in text
+    for comparison in summary["comparisons"]:
+        assert f"{100 * comparison['accuracy']['mean']:+.1f} {100 * comparison['accuracy']['low']:+.1f} to" in text
     assert "0.81 south" in text
     assert "south 10 0.812 0.500 cell 0" in text
     assert "real <run>" in text
@@ -227,6 +261,55 @@ def test_page_states_the_figures(make_run):
     # Cells 0, 2, .. 30 are of the first laboratory; of them 0, 6, .. 30 are basophils; 0, 2, 4 have a mask.
     assert "north & co 6 5 5 16 3" in text
     assert "All 120 vectors of 4 numbers" in text
+
+
+def best_of(summary):
+    """The adaptation that ranks first."""
+    own = [one for one in summary["summaries"] if one["classifier"] == "logistic_regression"]
+    score = lambda one: one["pairs"]["accuracy"]["mean"] + one["pairs"]["macro_f1"]["mean"]  # noqa: E731
+    return max(own, key=score)["adaptation"]
+
+
+def test_the_cells_called_wrong_by_most_are_shown(make_run):
+    """Counted again from the table of predictions; which picture is whose is told by its red."""
+    run = make_run()
+    report(run)
+    page = Page(run / "report.html")
+    best = best_of(json.loads((run / "evaluation/summary.json").read_text()))
+    wrong, total = {}, {}
+    for line in pq.read_table(run / "evaluation/predictions.parquet").to_pylist():
+        headline = (line["classifier"], line["adaptation"]) == ("logistic_regression", best)
+        if headline and line["source"] != line["laboratory"]:
+            key = line["laboratory"], line["id"]
+            total[key] = total.get(key, 0) + 1
+            wrong[key] = wrong.get(key, 0) + (line["label"] != line["predicted"])
+    section = page.html[page.html.index('id="worst"') : page.html.index('id="latent"')]
+    uris = re.findall(r'src="data:image/png;base64,([^"]+)" alt="[^"]*: cell"', section)
+    shown = [int(np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))))[0, 0, 0]) for uri in uris]
+    assert len(shown) == 16
+    assert set(total.values()) == {5}
+    for laboratory, cells in zip(LABORATORIES, (shown[:8], shown[8:]), strict=True):
+        counts = [wrong[laboratory, f"cell {cell}"] for cell in cells]
+        rest = [count for (name, id), count in wrong.items() if name == laboratory and int(id[5:]) not in cells]
+        assert counts == sorted(counts, reverse=True)
+        assert min(counts) >= max(rest)
+
+
+def test_neighbours_are_the_nearest_of_the_other_laboratory(make_run):
+    run = make_run(["embed/latents.parquet", "extract/store"])
+    page = Page(report(run))
+    section = page.html[page.html.index('id="neighbours"') : page.html.index('id="masks"')]
+    uris = re.findall(r'src="data:image/png;base64,([^"]+)"', section)
+    cells = [int(np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))))[0, 0, 0]) for uri in uris]
+    assert len(cells) == 20
+    latents = standardise_by_laboratory(read_latents(run / "embed/latents.parquet"))
+    for query, found in zip(cells[::2], cells[1::2], strict=True):
+        distances = {
+            other: np.linalg.norm(latents.vectors[other] - latents.vectors[query])
+            for other in range(120)
+            if latents.laboratories[other] != latents.laboratories[query]
+        }
+        assert found == min(distances, key=distances.get)
 
 
 def test_the_worst_masks_are_shown_first(make_run):
@@ -255,14 +338,20 @@ def test_reconstructions_stand_beside_their_targets(make_run):
         np.testing.assert_array_equal(255 - target, reconstruction)
 
 
-@pytest.mark.parametrize("part", [name for name in PARTS if name not in ("settings.toml", "evaluation/confusion.json")])
+NO_PAGE_ALONE = (
+    "settings.toml", "evaluation/confusion.json", "evaluation/predictions.parquet", "evaluation/invariance.json",
+    "evaluation/few_cells.csv", "extract/store",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("part", [name for name in PARTS if name not in NO_PAGE_ALONE])
 def test_any_single_part_makes_a_page(make_run, part):
     run = make_run([part])
     page = Page(report(run))
     assert "not here yet" in page.text
     assert len(page.images) >= 2 * CHARTS.get(part, 0)
     for other, chart in CHARTS.items():
-        if other != part and other != "evaluation/confusion.json":
+        if other != part and other not in NO_PAGE_ALONE:
             assert f"writes {other}" in page.text, chart
     if part != "evaluation/summary.json":
         assert "The stage evaluate writes evaluation/summary.json" in page.text
@@ -301,6 +390,8 @@ def test_nothing_to_report(tmp_path):
         ("finetune_sam/held_out_samples.npz", b"not a zip", "run the stage `finetune-sam` again"),
         ("extract/samples.npz", b"", "run the stage `extract` again"),
         ("embed/latents.parquet", b"", "not a readable Parquet file"),
+        ("evaluation/invariance.json", b"{}", r"cannot be read: .*remark"),
+        ("evaluation/few_cells.csv", b"method\n1\n", r"cannot be read: .*seed"),
         ("evaluation/summary.json", b"{}", r"cannot be read: .*rows"),
         ("evaluation/confusion.json", b"[", "cannot be read"),
     ],
@@ -344,7 +435,8 @@ def test_a_summary_without_some_pair_is_named(make_run):
     run = make_run(["evaluation/summary.json"])
     path = run / "evaluation/summary.json"
     summary = json.loads(path.read_text())
-    del summary["means"][2]
+    pairs = [number for number, mean in enumerate(summary["means"]) if mean["kind"] == "pair"]
+    del summary["means"][pairs[0]]
     path.write_text(json.dumps(summary))
     with pytest.raises(InputError, match="lacks the mean of some classifier"):
         report(run)

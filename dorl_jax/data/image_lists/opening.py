@@ -107,12 +107,13 @@ def _one(path: Path, column: str | None, id_column: str | None) -> ImageList:
 def _open(paths: list[Path], base: Path | None, column: str | None, id_column: str | None) -> ImageList:
     """Several, each named by its path below `base`, or below the folder that they share."""
     base = base or Path(os.path.commonpath([path.parent for path in paths]))
-    names = [path.relative_to(base).as_posix() for path in paths]
+    inside = len(f"{base}/".replace("//", "/"))
+    names = [path.as_posix()[inside:] for path in paths]
     lists: list[ImageList] = []
     prefixes: list[str] = []
     files: list[str] = []
     for place, (path, name) in enumerate(zip(paths, names, strict=True)):
-        plain = is_image(name) and not path.is_dir()
+        plain = is_image(name) and path.is_file()
         if plain:
             files.append(name)
         # Images next to each other are one list: there may be a million.
@@ -185,12 +186,13 @@ def _choices(inside: str) -> list[str]:
 
 def _matching(pattern: Path) -> list[Path]:
     """What a pattern with wildcards matches: its images; else tables and archives; else folders."""
-    matches = [Path(match) for match in glob.iglob(str(pattern), recursive=True)]
-    matches.sort()
-    matches.sort(key=lambda path: naturally(str(path)))
-    files = [path for path in matches if path.is_file()]
-    images = [path for path in files if is_image(path.name)]
-    chosen = images or [path for path in files if path.suffix.lower() in (*_ARCHIVES, *_TABLES)]
+    # Text as long as it can be: there may be a million.
+    matches = sorted(glob.iglob(str(pattern), recursive=True))
+    matches.sort(key=naturally)
+    files = [match for match in matches if os.path.isfile(match)]
+    chosen = [file for file in files if is_image(file)]
+    if not chosen:
+        chosen = [file for file in files if os.path.splitext(file)[1].lower() in (*_ARCHIVES, *_TABLES)]
     if not files:
         chosen = matches
     if not chosen:
@@ -199,9 +201,9 @@ def _matching(pattern: Path) -> list[Path]:
             raise InputError(f"no file matches {pattern}: there is no folder {fixed}")
         if not matches:
             raise InputError(f"no file matches {pattern} in {fixed}, {_number_in(fixed)}")
-        others = Counter(kind_of(path.name) for path in files)
+        others = Counter(kind_of(os.path.basename(file)) for file in files)
         raise InputError(f"no image matches {pattern}: looked for {', '.join(SUFFIXES)}; {what_there_is(others)}")
-    return chosen
+    return [Path(path) for path in chosen]
 
 
 def _number_in(folder: Path) -> str:

@@ -206,4 +206,4 @@ def _refuse_repeats(ids: pa.LargeStringArray) -> None:
         return
     counts = pc.value_counts(ids)
     often = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
-    raise InputError(f"{len(often)} ids are there more than once, and each must be unique: {name_some(often)}")
+    raise InputError(f"ids must be unique; there more than once: {name_some(often)}")

@@ -1,0 +1,161 @@
+"""All baselines of a run, by name: made once, kept as Parquet."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dorl_jax import __version__
+from dorl_jax.baselines.ae_cfe import AeCfeSettings, ae_cfe
+from dorl_jax.baselines.bc_sam import BcSamSettings, bc_sam
+from dorl_jax.baselines.cells import Cells, open_cells
+from dorl_jax.baselines.colour_texture import colour_texture
+from dorl_jax.baselines.resnet import ResNetSettings, resnet
+from dorl_jax.baselines.tokens import mean_tokens, pooled_tokens
+from dorl_jax.config import setting
+from dorl_jax.data.manifest import Manifest
+from dorl_jax.errors import InputError, name_some, suggest
+from dorl_jax.evaluation.latents import Latents, read_latents, write_latents
+from dorl_jax.files import write_text
+from dorl_jax.store import fingerprint
+
+logger = logging.getLogger(__name__)
+
+BASELINES = {
+    "majority": "one and the same number for every cell: what class frequencies alone give",
+    "colour_texture": "colour, texture and shape of the masked cell, its nucleus and its cytoplasm",
+    "mean_token": "mean of the frozen encoder's tokens",
+    "pooled_tokens": "mean and sd of the tokens over the cell",
+    "bc_sam": "BC-SAM's convolutional autoencoder",
+    "ae_cfe": "an autoencoder with AE-CFE's mean and covariance loss",
+    "resnet": "a residual network trained on the labels of one laboratory; vectors of each source of their own",
+}
+
+
+@dataclass(frozen=True)
+class BaselineSettings:
+    """What the method is compared with."""
+
+    names: tuple[str, ...] = setting(tuple(BASELINES), f"baselines to make, out of {', '.join(BASELINES)}")
+    seed: int = setting(0, "seed of those that are trained")
+    bc_sam: BcSamSettings = field(default_factory=BcSamSettings)
+    ae_cfe: AeCfeSettings = field(default_factory=AeCfeSettings)
+    resnet: ResNetSettings = field(default_factory=ResNetSettings)
+
+
+# Source laboratory -> vectors of all cells; "" for vectors that serve every source.
+_Vectors = Mapping[str, np.ndarray]
+
+
+def baselines(
+    manifest: Manifest, store_folder: Path, out: Path, settings: BaselineSettings, *, progress: bool = True
+) -> dict[str, tuple[Path, ...]]:
+    """Make the vectors of every named baseline.
+
+    Writes `out/<name>.parquet`, or `out/<name>/<source>.parquet` for each source where vectors belong to one, and
+    `out/<name>.json`, what they were made with, when they are whole. What is there and was made so is not made again.
+
+    Args:
+      manifest: the cells.
+      store_folder: what the stage `extract` wrote of them.
+      out: folder, made where it is missing.
+      settings: see there.
+      progress: show bars.
+
+    Returns:
+      Name -> its files, in the order of the names.
+
+    Raises:
+      InputError: an unknown or repeated name, a store of other cells, or what a baseline refuses.
+    """
+    for name in settings.names:
+        _check(name)
+    if len(set(settings.names)) < len(settings.names):
+        raise InputError(f"a baseline is named twice: {', '.join(settings.names)}")
+    cells = open_cells(manifest, store_folder)
+    makers = _makers(cells, settings, progress)
+    files = {}
+    for name in settings.names:
+        mark, made = out / f"{name}.json", fingerprint(_made_with(name, cells, settings))
+        known = _known(mark)
+        if known.get("fingerprint") == made:
+            logger.info("%s: there already", name)
+        else:
+            mark.unlink(missing_ok=True)
+            vectors = makers[name]()
+            for source, values in vectors.items():
+                write_latents(cells.latents(values), _file(out, name, source))
+            known = {"fingerprint": made, "sources": list(vectors)}
+            write_text(mark, json.dumps(known, indent=1) + "\n")
+        files[name] = tuple(_file(out, name, source) for source in known["sources"])
+    return files
+
+
+def read_baseline(out: Path, name: str) -> dict[str, Latents]:
+    """What `baselines` made: source laboratory -> vectors; the one key "" where they serve every source.
+
+    Vectors of a source are for classifiers that are trained on it, and for no others.
+
+    Raises:
+      InputError: an unknown baseline, or one that was not made.
+    """
+    _check(name)
+    known = _known(out / f"{name}.json")
+    if not known:
+        raise InputError(f"no baseline {name!r} in {out}: make it first")
+    return {source: read_latents(_file(out, name, source)) for source in known["sources"]}
+
+
+def _makers(cells: Cells, settings: BaselineSettings, progress: bool) -> dict[str, Callable[[], _Vectors]]:
+    seed = settings.seed
+    return {
+        "majority": lambda: {"": np.zeros((len(cells), 1), np.float32)},
+        "colour_texture": lambda: {"": _colour_texture(cells)},
+        "mean_token": lambda: {"": mean_tokens(cells)},
+        "pooled_tokens": lambda: {"": pooled_tokens(cells)},
+        "bc_sam": lambda: {"": bc_sam(cells, settings.bc_sam, seed, progress=progress)},
+        "ae_cfe": lambda: {"": ae_cfe(cells, settings.ae_cfe, seed, progress=progress)},
+        "resnet": lambda: resnet(cells, settings.resnet, seed, progress=progress),
+    }
+
+
+def _colour_texture(cells: Cells) -> np.ndarray:
+    return np.stack([colour_texture(cells.crops[place], cells.foreground(place)) for place in range(len(cells))])
+
+
+def _made_with(name: str, cells: Cells, settings: BaselineSettings) -> dict[str, object]:
+    """All that decides the vectors of a baseline."""
+    own = getattr(settings, name, None)
+    return {
+        "name": name,
+        "version": __version__,
+        "store": cells.store.signature,
+        "ids": cells.ids,
+        # Of those that learn from labels they are part of it.
+        "labels": cells.labels.tolist(),
+        "settings": asdict(own) if own is not None else {},
+        "seed": settings.seed,
+    }
+
+
+def _file(out: Path, name: str, source: str) -> Path:
+    return out / name / f"{source}.parquet" if source else out / f"{name}.parquet"
+
+
+def _known(mark: Path) -> dict:
+    if not mark.is_file():
+        return {}
+    try:
+        known = json.loads(mark.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        logger.warning("%s is damaged; its baseline is made again", mark)
+        return {}
+    return known if isinstance(known, dict) and {"fingerprint", "sources"} <= known.keys() else {}
+
+
+def _check(name: str) -> None:
+    if name not in BASELINES:
+        raise InputError(f"no baseline {name!r}{suggest(name, BASELINES)}; there are: {name_some(BASELINES, 20)}")

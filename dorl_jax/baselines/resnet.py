@@ -1,0 +1,214 @@
+"""A small residual network trained on the labelled cells of one laboratory: what a laboratory without us would do.
+
+What a network says of a cell that it was trained on tells nothing of how it does on others. So for each source
+laboratory several networks are trained, each without one fold of it; a cell of the source gets the answer of the
+network that never saw it, a cell of another laboratory the mean of all. The vectors are those answers, log
+probabilities, so that the vectors of one file belong to one source: a classifier on them that is trained on another
+laboratory would know that laboratory's labels already.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int, UInt8
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from dorl_jax.baselines.cells import Cells
+from dorl_jax.baselines.colour_texture import cell_mask
+from dorl_jax.baselines.fitting import compiled_step, encode_all, fit
+from dorl_jax.config import setting
+from dorl_jax.data.augment import Augmentation, augment
+from dorl_jax.errors import InputError
+from dorl_jax.models.conv import Conv3x3
+from dorl_jax.models.layers import AnyArray, linear
+from dorl_jax.training.optim import adamw, warmup_cosine
+from dorl_jax.training.step import LossFunction
+
+_GREY = 128
+
+
+@dataclass(frozen=True)
+class ResNetSettings:
+    """A residual network for each source laboratory and fold."""
+
+    steps: int = setting(250, "optimiser steps of each network")
+    batch_size: int = setting(32, "cells a step, of all classes alike often")
+    learning_rate: float = setting(2e-3, "of AdamW, falling to 0 with a cosine")
+    weight_decay: float = setting(0.05, "of AdamW")
+    smoothing: float = setting(0.1, "share of the labels spread over all classes")
+    size: int = setting(64, "side of the crops in pixels, a multiple of 16")
+    width: int = setting(16, "channels of the first stage; they double in each of the three that follow")
+    folds: int = setting(5, "networks of each source, each without one fold of it")
+    stain: float = setting(1.0, "strength of the random change of the dyes")
+    white_balance: float = setting(1.0, "strength of the random change of the light")
+
+
+class Block(nnx.Module):
+    """Two 3 x 3 convolutions, each behind group normalisation and ReLU (He et al. 2016, with its order)."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs) -> None:
+        groups = max(1, channels // 8)
+        self.norms = nnx.List(nnx.GroupNorm(channels, groups, rngs=rngs) for _ in range(2))
+        self.convolutions = nnx.List(Conv3x3(channels, channels, rngs=rngs) for _ in range(2))
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        y = x
+        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+            y = convolution(jax.nn.relu(norm(y)))
+        return x + y
+
+
+class ResNet(nnx.Module):
+    """Four stages of one block; before each, the image is halved by a convolution of 2 x 2 pixels with stride 2."""
+
+    def __init__(self, classes: int, width: int, *, rngs: nnx.Rngs) -> None:
+        channels = [width * 2**stage for stage in range(4)]
+        self.halvings = nnx.List(
+            linear(4 * a, b, rngs=rngs) for a, b in zip([3, *channels[:-1]], channels, strict=True)
+        )
+        self.blocks = nnx.List(Block(count, rngs=rngs) for count in channels)
+        self.norm = nnx.GroupNorm(channels[-1], max(1, channels[-1] // 8), rngs=rngs)
+        self.head = linear(channels[-1], classes, rngs=rngs)
+
+    def __call__(self, images: Float[AnyArray, "b s s 3"]) -> Float[Array, "b k"]:
+        """Log probabilities of the classes.
+
+        Args:
+          images: the cells on grey, 0..255.
+        """
+        x = (jnp.asarray(images, jnp.float32) - _GREY) / 64
+        for halving, block in zip(self.halvings, self.blocks, strict=True):
+            x = block(halving(_fours(x)))
+        pooled = jax.nn.relu(self.norm(x)).mean(axis=(1, 2))
+        return jax.nn.log_softmax(self.head(pooled))
+
+
+def resnet(
+    cells: Cells, settings: ResNetSettings, seed: int, *, progress: bool = True
+) -> dict[str, Float32[np.ndarray, "n k"]]:
+    """For each source laboratory the log probabilities of the classes (in alphabetical order), of every cell.
+
+    Labels of the source alone are used, and no other laboratory's cells in training.
+
+    Raises:
+      InputError: a size that cannot be halved four times, or a laboratory with fewer cells (or groups) than folds.
+    """
+    if settings.size % 16:
+        raise InputError(f"resnet.size = {settings.size}: take a multiple of 16")
+    crops = np.stack([_resized(cells.crops[place], settings.size) for place in range(len(cells))])
+    laboratories = cells.laboratories
+    classes, targets = np.unique(cells.labels, return_inverse=True)
+    schedule = warmup_cosine(settings.learning_rate, settings.steps // 10, settings.steps)
+    optimiser = adamw(schedule, settings.weight_decay, "matrices")
+    step = compiled_step(_new(len(classes), settings, seed), _objective(settings.smoothing), optimiser)
+    vectors = {}
+    for source in cells.manifest.laboratories:
+        rows = np.flatnonzero(laboratories == source)
+        folds = _folds(cells, rows, targets[rows], settings.folds, seed)
+        answers = np.zeros((settings.folds, len(cells), len(classes)), np.float32)
+        for fold in range(settings.folds):
+            fitted = rows[folds != fold]
+            model = _new(len(classes), settings, seed + fold)
+            fit(
+                model,
+                step,
+                _batches(crops[fitted], targets[fitted], settings, seed + fold),
+                optimiser,
+                settings.steps,
+                seed=seed + fold,
+                name=f"ResNet, {source}, {fold + 1} of {settings.folds}",
+                progress=progress,
+            )
+            answers[fold] = encode_all(_answer, model, crops, settings.batch_size)
+        vectors[source] = answers.mean(axis=0)
+        vectors[source][rows] = answers[folds, rows]
+    return vectors
+
+
+def _new(classes: int, settings: ResNetSettings, seed: int) -> ResNet:
+    return ResNet(classes, settings.width, rngs=nnx.Rngs(seed))
+
+
+def _objective(smoothing: float) -> LossFunction:
+    def objective(model: ResNet, batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
+        logs = model(batch["crop"])
+        wanted = jax.nn.one_hot(batch["target"], logs.shape[-1]) * (1 - smoothing) + smoothing / logs.shape[-1]
+        right = jnp.mean(logs.argmax(axis=-1) == batch["target"])
+        return {"loss": -jnp.mean(jnp.sum(wanted * logs, axis=-1)), "accuracy": right}
+
+    return objective
+
+
+def _batches(
+    crops: UInt8[np.ndarray, "n s s 3"], targets: Int[np.ndarray, " n"], settings: ResNetSettings, seed: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless: a class is drawn, then one of its cells, which is turned, mirrored, stretched, stained and lit anew.
+
+    Classes by the root of their numbers, so that a class of one cell is not half of what is learned.
+    """
+    rng = np.random.default_rng(seed)
+    how = Augmentation("laboratory", stain=settings.stain, white_balance=settings.white_balance)
+    counts = np.maximum(np.bincount(targets), 1)
+    chance = (1 / np.sqrt(counts))[targets]
+    chance /= chance.sum()
+    masks = [cell_mask(crop) for crop in crops]
+    while True:
+        chosen = rng.choice(len(crops), settings.batch_size, p=chance)
+        yield {
+            "crop": np.stack([_changed(crops[row], masks[row], rng, how) for row in chosen]),
+            "target": targets[chosen],
+        }
+
+
+def _changed(
+    crop: UInt8[np.ndarray, "s s 3"], mask: np.ndarray, rng: np.random.Generator, how: Augmentation
+) -> UInt8[np.ndarray, "s s 3"]:
+    """Another look of the cell; around it stays grey."""
+    image, mask = augment(crop, mask, rng, how)
+    image[~mask] = _GREY
+    return image
+
+
+def _folds(
+    cells: Cells, rows: Int[np.ndarray, " m"], targets: Int[np.ndarray, " m"], folds: int, seed: int
+) -> Int[np.ndarray, " m"]:
+    """The fold of each cell of a source, stratified by class as far as it has cells; a group is never divided."""
+    groups = np.array([cells.manifest.cells[row].group or f"alone {row}" for row in rows])
+    number = len(np.unique(groups))
+    if folds < 2 or number < folds:
+        name = cells.manifest.cells[rows[0]].laboratory
+        raise InputError(
+            f"resnet.folds = {folds}: take 2 or more, and no more than {name} has cells (or groups), {number}"
+        )
+    splitter = StratifiedKFold if number == len(rows) else StratifiedGroupKFold
+    # One class more than there are: rare classes are put together, or scikit-learn warns of them.
+    counts = np.bincount(targets)
+    strata = np.where(counts[targets] < folds, len(counts), targets)
+    if (strata == len(counts)).sum() < folds:
+        strata = np.where(strata == len(counts), counts.argmax(), strata)
+    result = np.zeros(len(rows), int)
+    parts = splitter(folds, shuffle=True, random_state=seed).split(rows, strata, groups)
+    for fold, (_, tested) in enumerate(parts):
+        result[tested] = fold
+    return result
+
+
+def _fours(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 4c"]:
+    """Every 2 x 2 pixels side by side."""
+    batch, height, width, channels = x.shape
+    parts = x.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return parts.swapaxes(2, 3).reshape(batch, height // 2, width // 2, 4 * channels)
+
+
+def _resized(crop: UInt8[np.ndarray, "s s 3"], size: int) -> UInt8[np.ndarray, "t t 3"]:
+    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
+
+
+@nnx.jit
+def _answer(model: ResNet, crops: Array) -> Array:
+    return model(crops)

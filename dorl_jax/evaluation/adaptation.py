@@ -1,0 +1,75 @@
+"""What unlabelled cells of a laboratory can do for a classifier trained in another."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, Shaped
+
+from dorl_jax.evaluation.latents import Latents
+
+ADAPTATIONS = {
+    "none": "vectors as they are, scaled by the source's cells",
+    "own": "each laboratory in units of its own mean and sd, from its unlabelled cells",
+    "self_training": "own, then rounds of training on confident pseudo-labels of the target's unlabelled cells",
+}
+
+
+def in_own_units(vectors: Float[np.ndarray, "n d"], basis: Float[np.ndarray, "m d"]) -> Float32[np.ndarray, "n d"]:
+    """The vectors by mean and sd of each component over `basis`; a component that does not vary there becomes 0."""
+    wide = basis.astype(np.float64)
+    mean, spread = wide.mean(axis=0), wide.std(axis=0)
+    # Of equal numbers the computed mean, and so the spread, may be off by a rounding.
+    varies = spread > 1e-9 * np.abs(mean)
+    return np.where(varies, (vectors - mean) / np.where(varies, spread, 1), 0).astype(np.float32)
+
+
+def standardise_by_laboratory(latents: Latents) -> Latents:
+    """Every vector in units of its own laboratory (see `in_own_units`), over all its cells. No label is used."""
+    vectors = np.empty_like(latents.vectors)
+    for laboratory in np.unique(latents.laboratories):
+        own = latents.laboratories == laboratory
+        vectors[own] = in_own_units(latents.vectors[own], latents.vectors[own])
+    return replace(latents, vectors=vectors)
+
+
+def self_train(
+    make: Callable[[], Any],
+    vectors: Float[np.ndarray, "n d"],
+    labels: Shaped[np.ndarray, " n"],
+    unlabelled: Float[np.ndarray, "m d"],
+    rounds: int,
+    first: Any,
+) -> Any:
+    """A classifier fitted on labelled cells and, in every round anew, on the surest of the unlabelled ones.
+
+    Class-balanced self-training (Zou et al., "Unsupervised domain adaptation for semantic segmentation via
+    class-balanced self-training", ECCV 2018): of the cells called each class the same share, 0.2 in the first round and
+    0.2 more in each that follows, up to 0.8, so that a rare class is not crowded out by a common, easy one.
+
+    Args:
+      make: an unfitted classifier with `fit`, `predict_proba` and `classes_`.
+      vectors, labels: of the source.
+      unlabelled: vectors of the target.
+      rounds: at least 1.
+      first: the classifier fitted on the source alone.
+    """
+    classifier = first
+    for number in range(1, rounds + 1):
+        shares = classifier.predict_proba(unlabelled)
+        chosen = _surest(shares, min(0.2 * number, 0.8))
+        called = np.asarray(classifier.classes_)[shares[chosen].argmax(axis=1)]
+        classifier = make().fit(np.concatenate([vectors, unlabelled[chosen]]), np.concatenate([labels, called]))
+    return classifier
+
+
+def _surest(shares: Float[np.ndarray, "m k"], share: float) -> Int[np.ndarray, " c"]:
+    """Rows of the highest shares of each class called; at least one of each."""
+    called, sure = shares.argmax(axis=1), shares.max(axis=1)
+    chosen = []
+    for number in np.unique(called):
+        rows = np.flatnonzero(called == number)
+        most = max(1, round(share * len(rows)))
+        chosen.append(rows[np.argsort(-sure[rows], kind="stable")[:most]])
+    return np.sort(np.concatenate(chosen))

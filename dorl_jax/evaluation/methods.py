@@ -1,0 +1,127 @@
+"""Representations to be judged on the same cells: each a name and some files of vectors."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dorl_jax.errors import InputError, name_some
+from dorl_jax.evaluation.latents import Latents
+
+
+@dataclass(frozen=True)
+class Method:
+    """A representation.
+
+    Attributes:
+      name: in the tables.
+      latents: vectors of the same cells, one for each seed of the training. Where a method is trained anew for each
+        laboratory held out, there is one for each of these, too: `Latents.seen` tells them apart.
+    """
+
+    name: str
+    latents: tuple[Latents, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One file of vectors of a method.
+
+    Attributes:
+      method: its name.
+      seed: number of the file among those of the method that have seen the same cells, from 0.
+      latents: the vectors, in the order of cells that all runs share.
+      targets: laboratories it is tested on. Of a method with files that leave laboratories out and others, each file
+        that leaves some out is tested on these alone.
+      mark: hash of the vectors.
+    """
+
+    method: str
+    seed: int
+    latents: Latents
+    targets: tuple[str, ...]
+    mark: str
+
+
+def align(methods: Sequence[Method]) -> tuple[Latents, list[Run]]:
+    """All runs with their cells in one order.
+
+    Returns:
+      The cells, with the vectors of the first run and the groups of the first that knows any; the runs.
+
+    Raises:
+      InputError: no method, a repeated name, a method without vectors, or vectors of other cells, laboratories or
+        classes than those of the first method.
+    """
+    if not methods:
+        raise InputError("no vectors to judge")
+    names = [method.name for method in methods]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise InputError(f"two methods are called {name_some(sorted(repeated))}")
+    empty = [method.name for method in methods if not method.latents]
+    if empty:
+        raise InputError(f"method {name_some(empty)} has no vectors")
+    cells = methods[0].latents[0]
+    known = [one.groups for method in methods for one in _ordered(cells, method) if one.groups is not None]
+    cells = replace(cells, groups=known[0] if known else None)
+    laboratories = np.unique(cells.laboratories).tolist()
+    runs = []
+    for method in methods:
+        ordered = _ordered(cells, method)
+        patterns = [b"" if one.seen is None else one.seen.astype("<U10").tobytes() for one in ordered]
+        several = len(set(patterns)) > 1
+        for number, one in enumerate(ordered):
+            left_out = _left_out(one, laboratories) if several else []
+            runs.append(
+                Run(
+                    method.name,
+                    patterns[:number].count(patterns[number]),
+                    one,
+                    tuple(left_out or laboratories),
+                    hashlib.sha256(str(one.vectors.shape).encode() + one.vectors.tobytes()).hexdigest(),
+                )
+            )
+    return cells, runs
+
+
+def _ordered(cells: Latents, method: Method) -> list[Latents]:
+    place = {name: number for number, name in enumerate(cells.ids.tolist())}
+    ordered = []
+    for one in method.latents:
+        strange = [repr(name) for name in one.ids.tolist() if name not in place]
+        if strange or len(one) != len(cells):
+            missing = [repr(name) for name in place.keys() - set(one.ids.tolist())]
+            raise InputError(
+                f"method {method.name!r} has vectors of other cells than the first method: "
+                f"{name_some(sorted(strange)) or 'none'} too many, {name_some(sorted(missing)) or 'none'} missing. "
+                "Methods are compared on the same cells"
+            )
+        order = np.argsort([place[name] for name in one.ids.tolist()])
+        again = Latents(
+            one.ids[order],
+            one.laboratories[order],
+            one.labels[order],
+            np.ascontiguousarray(one.vectors[order]),
+            None if one.groups is None else one.groups[order],
+            None if one.seen is None else one.seen[order],
+        )
+        for what, mine, theirs in (
+            ("laboratory", again.laboratories, cells.laboratories),
+            ("class", again.labels, cells.labels),
+        ):
+            if (mine != theirs).any():
+                row = int(np.flatnonzero(mine != theirs)[0])
+                raise InputError(
+                    f"method {method.name!r}: the {what} of {str(cells.ids[row])!r} is {str(mine[row])!r}, in the "
+                    f"first method it is {str(theirs[row])!r}"
+                )
+        ordered.append(again)
+    return ordered
+
+
+def _left_out(latents: Latents, laboratories: Sequence[str]) -> list[str]:
+    if latents.seen is None:
+        return []
+    return [name for name in laboratories if (latents.seen[latents.laboratories == name] == "no").all()]

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from dorl_jax.evaluation.bootstrap import difference, draw_cells, interval, over_seeds, score_draws
+
+
+def test_scores_of_a_resample_are_those_of_the_repeated_cells():
+    random = np.random.default_rng(0)
+    true, predicted = random.integers(0, 4, 50), random.integers(0, 5, 50)
+    frequent = np.array([True, False, True, True, False])
+    weights = draw_cells(np.arange(50), 20, seed=1)
+    np.testing.assert_array_equal(weights.sum(axis=1), 50)
+    found = score_draws(weights, true, predicted, frequent)
+    for row, scores in zip(weights.astype(int), found, strict=True):
+        a, b = np.repeat(true, row), np.repeat(predicted, row)
+        shown = np.unique(a)
+        expected = [
+            accuracy_score(a, b),
+            f1_score(a, b, labels=shown, average="macro", zero_division=0),
+            f1_score(a, b, labels=shown[frequent[shown]], average="macro", zero_division=0),
+        ]
+        np.testing.assert_allclose(scores, expected, rtol=1e-6)
+
+
+def test_a_group_is_drawn_as_a_whole():
+    groups = np.array([0, 0, 0, 1, 2, 2])
+    weights = draw_cells(groups, 200, seed=0)
+    np.testing.assert_array_equal(weights[:, 0], weights[:, 2])
+    np.testing.assert_array_equal(weights[:, 4], weights[:, 5])
+    np.testing.assert_array_equal(weights[:, 0] + weights[:, 3] + weights[:, 4], 3)
+    assert (weights[:, 0] != weights[:, 4]).any()
+
+
+def test_interval_has_the_width_of_the_binomial():
+    """400 cells of which 70 % are right: sd sqrt(0.7 * 0.3 / 400)."""
+    true = np.zeros(400, int)
+    predicted = (np.arange(400) >= 280).astype(int)
+    draws = score_draws(draw_cells(np.arange(400), 4000, seed=0), true, predicted, np.array([True, True]))
+    low, high = interval(draws[:, 0])
+    assert (low + high) / 2 == pytest.approx(0.7, abs=0.005)
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.7 * 0.3 / 400), rel=0.07)
+
+
+def test_coverage_of_the_interval():
+    """Of samples from a known population, about 95 in 100 intervals hold its accuracy."""
+    random = np.random.default_rng(3)
+    hit = 0
+    for trial in range(200):
+        wrong = (random.random(150) < 0.35).astype(int)
+        draws = score_draws(draw_cells(np.arange(150), 300, seed=trial), np.zeros(150, int), wrong, np.ones(2, bool))
+        low, high = interval(draws[:, 0])
+        hit += low <= 0.65 <= high
+    assert 180 <= hit <= 199
+
+
+def test_no_difference_is_seldom_called_one_and_a_clear_one_always():
+    """p under the null is about uniform, paired or not; ten points of 400 cells are seen."""
+    random = np.random.default_rng(4)
+    weights = draw_cells(np.arange(400), 500, seed=0)
+    true, frequent = np.zeros(400, int), np.ones(2, bool)
+    below = 0
+    for _ in range(200):
+        first, second = ((random.random(400) < 0.3).astype(int) for _ in range(2))
+        draws = [score_draws(weights, true, one, frequent)[:, 0] for one in (first, second)]
+        below += difference(second.mean() - first.mean(), *draws).p < 0.05
+    assert 1 <= below <= 22
+    better, worse = (random.random(400) < 0.25).astype(int), (random.random(400) < 0.40).astype(int)
+    draws = [score_draws(weights, true, one, frequent)[:, 0] for one in (better, worse)]
+    found = difference(worse.mean() - better.mean(), *draws)
+    assert found.p < 0.01
+    assert found.low > 0
+    assert found.low < found.mean < found.high
+
+
+def test_the_same_predictions_do_not_differ():
+    draws = np.random.default_rng(0).normal(size=300)
+    found = difference(0.0, draws, draws)
+    assert (found.mean, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_seeds_that_differ_widen_the_interval():
+    cells = np.random.default_rng(0).normal(0.5, 0.01, (1000, 3))
+    together = over_seeds([cells, cells, cells], seed=0)
+    apart = over_seeds([cells - 0.2, cells, cells + 0.2], seed=0)
+    np.testing.assert_allclose(together, cells)
+    assert apart.mean() == pytest.approx(0.5, abs=0.02)
+    # Three values 0.2 apart, three drawn with replacement: sd 0.2 * sqrt(2 / 3) / sqrt(3)
+    assert apart[:, 0].std() == pytest.approx(0.2 * np.sqrt(2 / 3) / np.sqrt(3), rel=0.1)

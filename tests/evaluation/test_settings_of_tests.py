@@ -1,0 +1,231 @@
+"""Which cells were seen, and what a figure may be called; folds by groups; runs that leave laboratories out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from dorl_jax.errors import InputError
+from dorl_jax.evaluation.exposure import setting_of
+from dorl_jax.evaluation.methods import Method
+from dorl_jax.evaluation.protocol import ORIGINAL, ProtocolSettings, as_original, judge
+from dorl_jax.evaluation.splits import split_laboratories
+
+CELLS = {name: {"a": 25, "b": 20, "c": 15} for name in ("north", "south", "west")}
+SETTINGS = ProtocolSettings(classifiers=("logistic_regression_balanced",), resamples=100, adaptations=("none",))
+
+
+def seen(latents, **of_laboratory):
+    marks = [of_laboratory.get(name, "unlabelled") for name in latents.laboratories.tolist()]
+    return replace(latents, seen=np.array(marks))
+
+
+def judged(*methods, **settings):
+    return judge(methods, replace(SETTINGS, **settings), progress=False).evaluation
+
+
+@pytest.mark.parametrize(
+    ("marks", "adapts", "to_tested", "expected"),
+    [
+        (["no"] * 4, False, False, "held_out"),
+        (["no"] * 4, True, False, "unlabelled_target"),
+        (["no"] * 4, True, True, "transductive"),
+        (["unlabelled", "unlabelled", "no", "no"], False, False, "unlabelled_target"),
+        (["unlabelled", "unlabelled", "unlabelled", "no"], False, False, "transductive"),
+        (["labelled", "no", "no", "no"], False, False, "labelled"),
+        (None, False, False, "transductive"),
+    ],
+)
+def test_setting_of_a_test(marks, adapts, to_tested, expected):
+    """Rows 0..3 are the laboratory, 2 and 3 are tested."""
+    marks = None if marks is None else np.array(marks)
+    assert setting_of(marks, np.arange(4), np.array([2, 3]), adapts, to_tested) == expected
+
+
+def test_training_cells_whose_class_was_seen_are_no_shame_in_their_own_laboratory():
+    marks = np.array(["labelled", "labelled", "no", "no"])
+    assert setting_of(marks, np.arange(4), np.array([2, 3]), False, False, in_domain=True) == "unlabelled_target"
+    assert setting_of(marks, np.arange(4), np.array([1, 2]), False, False, in_domain=True) == "labelled"
+
+
+def test_a_held_out_table_of_a_seen_laboratory_is_refused(make_latents):
+    latents = make_latents(CELLS)
+    for given, message in (
+        (seen(latents, north="no", south="no"), r"m on west with adaptation 'none' .* but 'transductive'"),
+        (seen(latents, north="no", south="labelled", west="no"), r"m on south .* but 'labels of the target seen'"),
+        (replace(latents, seen=None), r"m on north .*does not say which cells were seen"),
+    ):
+        with pytest.raises(InputError, match=message):
+            judged(Method("m", (given,)), require="held_out")
+    with pytest.raises(InputError, match=r"adaptation 'own' is no test of .*'held-out laboratory' but 'transductive'"):
+        judged(Method("m", (latents,)), require="held_out", adaptations=("own",))
+    found = judged(Method("m", (latents,)), require="held_out")
+    assert {row.setting for row in found.rows} == {"held_out"}
+    # From the cells that are not tested: allowed where unlabelled ones may be seen.
+    found = judged(Method("m", (latents,)), require="unlabelled_target", adaptations=("own",), adapt_from="others")
+    assert {row.setting for row in found.rows if row.kind != "in_domain"} == {"unlabelled_target"}
+
+
+def test_every_table_is_of_one_setting(make_latents):
+    """One network trained without west: pairs to west are held out, the others are not."""
+    found = judged(Method("m", (seen(make_latents(CELLS), west="no"),)))
+    for mean in found.means:
+        assert mean.setting == ("held_out" if mean.target == "west" else "transductive")
+    strict, loose = found.summaries
+    assert (strict.setting, strict.pairs.tests, strict.leave_one_out.tests) == ("held_out", 2, 1)
+    assert (loose.setting, loose.pairs.tests, loose.leave_one_out.tests) == ("transductive", 4, 2)
+
+
+def test_of_networks_trained_without_a_laboratory_each_is_tested_on_it(make_latents):
+    latents = make_latents(CELLS, distance=3.0)
+    files = [
+        replace(seen(latents, **{name: "no"}), vectors=latents.vectors + number)
+        for number, name in enumerate(CELLS)
+        for _ in range(2)
+    ]
+    found = judged(Method("m", tuple(files)), require="held_out")
+    assert {row.seed for row in found.rows} == {0, 1}
+    assert len([row for row in found.rows if row.kind == "pair"]) == 6 * 2 * 5
+    (summary,) = found.summaries
+    assert (summary.setting, summary.pairs.tests, summary.leave_one_out.tests, summary.in_domain.tests) == (
+        "held_out", 6, 3, 3,
+    )  # fmt: skip
+    assert summary.pairs.accuracy.sd_seeds == 0.0
+
+
+def test_leaving_one_out_written_plainly(make_latents):
+    latents = make_latents(CELLS, distance=2.0, shift=1.5)
+    for adaptation in ("none", "own"):
+        found = judged(Method("m", (latents,)), adaptations=(adaptation,))
+        rows = {(row.target, row.fold): row.accuracy for row in found.rows if row.kind == "leave_one_out"}
+        splits = split_laboratories(latents, 5, 1234)
+        vectors = latents.vectors.astype(float)
+        if adaptation == "own":
+            for name in CELLS:
+                own = latents.laboratories == name
+                vectors[own] = (vectors[own] - vectors[own].mean(0)) / vectors[own].std(0)
+        for target in CELLS:
+            tested = latents.laboratories == target
+            for fold in range(5):
+                fitted = np.concatenate([splits[name].folds[fold][0] for name in CELLS if name != target])
+                plain = make_pipeline(
+                    StandardScaler(), LogisticRegression(C=0.05, class_weight="balanced", max_iter=500)
+                ).fit(vectors[fitted], latents.labels[fitted])
+                expected = np.mean(plain.predict(vectors[tested]) == latents.labels[tested])
+                assert rows[target, fold] == pytest.approx(expected)
+        assert len(rows) == 15
+
+
+def test_adapting_from_others_never_sees_the_tested_cells(make_latents):
+    """A tested cell that is moved far away changes nothing but its own prediction."""
+    latents = make_latents(CELLS, distance=2.0)
+    settings = replace(SETTINGS, adaptations=("own",), adapt_from="others", leave_one_out=False)
+    row = int(np.flatnonzero(latents.laboratories == "south")[7])
+    moved = latents.vectors.copy()
+    moved[row] += 1000
+    fits = [
+        judge([Method("m", (replace(latents, vectors=vectors),))], settings, progress=False).judged[0].fits
+        for vectors in (latents.vectors, moved)
+    ]
+    fold = next(
+        number
+        for number, (_, tested) in enumerate(split_laboratories(latents, 5, 1234)["south"].folds)
+        if row in tested
+    )
+    same_part = split_laboratories(latents, 5, 1234)["south"].folds[fold][1]
+    for before, after in zip(*fits, strict=True):
+        if before.source != "south":
+            a, b = (np.frombuffer(one.predicted, np.uint8)[same_part] for one in (before, after))
+            keep = same_part != row
+            np.testing.assert_array_equal(a[keep], b[keep])
+    transductive = [
+        judge(
+            [Method("m", (replace(latents, vectors=vectors),))], replace(settings, adapt_from="all"), progress=False
+        ).judged[0].fits
+        for vectors in (latents.vectors, moved)
+    ]  # fmt: skip
+    assert any(a.predicted != b.predicted for a, b in zip(*transductive, strict=True) if a.source != "south")
+
+
+def test_only_unseen_cells_are_tested_where_asked(make_latents):
+    latents = make_latents(CELLS)
+    marks = np.where(np.arange(len(latents)) % 3 == 0, "no", "unlabelled")
+    found = judged(Method("m", (replace(latents, seen=marks),)), tested="unseen", require="unlabelled_target")
+    for row in found.rows:
+        if row.kind == "pair":
+            assert row.cells == int((marks[latents.laboratories == row.target] == "no").sum())
+    with pytest.raises(InputError, match="has seen all cells of north, so that tested = 'unseen' leaves none"):
+        judged(Method("m", (seen(latents),)), tested="unseen")
+
+
+def test_groups_stay_together_and_parity_ignores_them(make_latents):
+    latents = make_latents(CELLS)
+    grouped = replace(latents, groups=np.array([f"patient {i // 6}" if i % 6 else "" for i in range(len(latents))]))
+    for split in split_laboratories(grouped, 5, 1234).values():
+        homes = {}
+        for fold, (fitted, tested) in enumerate(split.folds):
+            np.testing.assert_array_equal(np.sort(np.concatenate([fitted, tested])), split.rows)
+            for group in set(grouped.groups[tested].tolist()) - {""}:
+                homes.setdefault(group, set()).add(fold)
+        assert all(len(folds) == 1 for folds in homes.values())
+    plain = split_laboratories(latents, 5, 1234)
+    parity = split_laboratories(grouped, 5, 1234, grouped=False)
+    for name in CELLS:
+        for one, other in zip(plain[name].folds, parity[name].folds, strict=True):
+            np.testing.assert_array_equal(one[1], other[1])
+    few = replace(latents, groups=np.array([f"slide {i % 3}" for i in range(len(latents))]))
+    with pytest.raises(InputError, match="'north' has 3 groups .* for 5 folds"):
+        split_laboratories(few, 5, 1234)
+
+
+def test_parity_is_the_original_whatever_else_is_set():
+    asked = ProtocolSettings(
+        classifiers=("mlp",), folds=3, seed=5, adaptations=("own",), leave_one_out=True, tested="unseen"
+    )
+    found = as_original(asked)
+    assert found.classifiers == ORIGINAL
+    assert (found.folds, found.seed, found.adaptations, found.grouped, found.leave_one_out) == (
+        5, 1234, ("none",), False, False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda one: replace(one, ids=np.char.add(one.ids, "x")), "180 missing|vectors of other cells"),
+        (lambda one: replace(one, labels=np.roll(one.labels, 1)), "method 'other': the class of 'cell "),
+        (lambda one: replace(one, laboratories=np.roll(one.laboratories, 1)), "method 'other': the laboratory of 'ce"),
+    ],
+)
+def test_methods_of_other_cells_are_named(make_latents, change, message):
+    latents = make_latents(CELLS)
+    with pytest.raises(InputError, match=message):
+        judged(Method("first", (latents,)), Method("other", (change(latents),)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"adaptations": ("owm",)}, r"unknown adaptation 'owm' \(did you mean 'own'\?\)"),
+        ({"adaptations": ("own", "own")}, "adaptation own named more than once"),
+        ({"rounds": 0}, "rounds = 0"),
+        ({"resamples": 10}, "resamples = 10"),
+        ({"headline": "mlp"}, "headline = 'mlp' is not among the classifiers logistic_regression_balanced"),
+        ({"classifiers": ("svm_poly",), "adaptations": ("self_training",)}, "svm_poly gives no probabilities"),
+    ],
+)
+def test_bad_settings_are_named(make_latents, settings, message):
+    with pytest.raises(InputError, match=message):
+        judged(Method("m", (make_latents(CELLS),)), **settings)
+
+
+def test_groups_in_two_laboratories_are_said(make_latents):
+    latents = make_latents(CELLS)
+    groups = np.full(len(latents), "", dtype="<U9")
+    for name in ("north", "west"):
+        groups[np.flatnonzero(latents.laboratories == name)[0]] = "one cell"
+    found = judged(Method("m", (replace(latents, groups=groups),)))
+    assert any("1 groups have cells in several laboratories" in note and "north, west" in note for note in found.notes)

@@ -9,7 +9,7 @@ regression (classes balanced, C = 0.05) in the laboratory it was trained in (fiv
 
   source         mean and sd of the training cells: nothing of the target is needed
   own            mean and sd of each laboratory over its own unlabelled cells
-  self-training  own, then rounds of training on confident pseudo-labels of the target's unlabelled cells
+  self-training  own, then four rounds of training on confident pseudo-labels of the target's unlabelled cells
 
 With several runs, seeds of the same settings, mean and sd over them. With --held-out each run is one that left
 laboratories unseen (`data.unseen`), and only these are tested, from all others.
@@ -27,6 +27,7 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 
 from dorl_jax import config
+from dorl_jax.evaluation.adaptation import in_own_units, self_train
 from dorl_jax.evaluation.latents import Latents, read_latents
 from dorl_jax.stages.run import SETTINGS_FILE, RunSettings
 from dorl_jax.training.checkpoints import read_description
@@ -59,49 +60,26 @@ def classifier() -> LogisticRegression:
     return LogisticRegression(C=0.05, class_weight="balanced", max_iter=1000, tol=1e-3)
 
 
-def scaled(vectors: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    spread = basis.std(axis=0)
-    return (vectors - basis.mean(axis=0)) / np.where(spread > 1e-9, spread, 1)
-
-
 def by_laboratory(vectors: np.ndarray, laboratories: np.ndarray) -> np.ndarray:
-    out = np.empty_like(vectors)
+    out = np.empty(vectors.shape, np.float32)
     for name in np.unique(laboratories):
         own = laboratories == name
-        out[own] = scaled(vectors[own], vectors[own])
+        out[own] = in_own_units(vectors[own], vectors[own])
     return out
-
-
-def self_trained(known: np.ndarray, labels: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Labels of the target. In each round the surest cells of every predicted class, more each time, train along."""
-    model = classifier().fit(known, labels)
-    for round_ in range(1, ROUNDS + 1):
-        shares = model.predict_proba(target)
-        called, sure = shares.argmax(axis=1), shares.max(axis=1)
-        chosen: list[int] = []
-        for number in np.unique(called):
-            of_class = np.flatnonzero(called == number)
-            chosen += of_class[np.argsort(-sure[of_class])][: -(-round_ * len(of_class) // (ROUNDS + 1))].tolist()
-        # both laboratories weigh the same
-        weights = np.concatenate([np.ones(len(known)), np.full(len(chosen), len(known) / len(chosen))])
-        everything = np.concatenate([known, target[chosen]])
-        called_names = np.concatenate([labels, model.classes_[called[chosen]]])
-        model = classifier().fit(everything, called_names, sample_weight=weights)
-    return model.predict(target)
 
 
 def across(vectors: np.ndarray, latents: Latents, sources: Sequence[str], target: str, scaling: str) -> Score:
     train, test = np.isin(latents.laboratories, sources), latents.laboratories == target
     if scaling == "source":
-        known, asked = scaled(vectors[train], vectors[train]), scaled(vectors[test], vectors[train])
+        known, asked = in_own_units(vectors[train], vectors[train]), in_own_units(vectors[test], vectors[train])
     else:
         known = by_laboratory(vectors[train], latents.laboratories[train])
-        asked = scaled(vectors[test], vectors[test])
+        asked = in_own_units(vectors[test], vectors[test])
+    labels = latents.labels[train]
+    model = classifier().fit(known, labels)
     if scaling == "self-training":
-        predicted = self_trained(known, latents.labels[train], asked)
-    else:
-        predicted = classifier().fit(known, latents.labels[train]).predict(asked)
-    return score(latents.labels[test], predicted)
+        model = self_train(classifier, known, labels, asked, ROUNDS, model)
+    return score(latents.labels[test], model.predict(asked))
 
 
 def in_domain(vectors: np.ndarray, latents: Latents, laboratory: str) -> Iterator[Score]:
@@ -109,8 +87,8 @@ def in_domain(vectors: np.ndarray, latents: Latents, laboratory: str) -> Iterato
     splitter = StratifiedKFold(5, shuffle=True, random_state=1234)
     for train, test in splitter.split(rows, latents.labels[rows]):
         train, test = rows[train], rows[test]
-        model = classifier().fit(scaled(vectors[train], vectors[train]), latents.labels[train])
-        yield score(latents.labels[test], model.predict(scaled(vectors[test], vectors[train])))
+        model = classifier().fit(in_own_units(vectors[train], vectors[train]), latents.labels[train])
+        yield score(latents.labels[test], model.predict(in_own_units(vectors[test], vectors[train])))
 
 
 def parts_of(run: Path, latents: Latents) -> dict[str, np.ndarray]:

@@ -40,9 +40,18 @@ def embed(
     out: Path,
     settings: EmbedSettings,
     *,
+    seen: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> Path:
     """Encode every cell of the store, nothing masked, and write `out/latents.parquet`.
+
+    Args:
+      manifest: the cells of the store.
+      store_folder, model_folder: see `extract`, `train_cae`.
+      out: folder.
+      settings: see there.
+      seen: laboratory -> what the trainings saw of its cells, one of `latents.SEEN`; None where nothing is known.
+      progress: show a bar.
 
     Raises:
       InputError: the store is of other cells.
@@ -65,6 +74,7 @@ def embed(
         laboratories=np.array([cell.laboratory for cell in manifest.cells]),
         labels=np.array([cell.label for cell in manifest.cells]),
         vectors=np.concatenate(vectors),
+        seen=None if seen is None else np.array([seen[cell.laboratory] for cell in manifest.cells]),
     )
     write_latents(latents, path)
     return path

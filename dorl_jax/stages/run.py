@@ -79,6 +79,13 @@ class Run:
         """Those of them that trainings may see."""
         return self.cells().without(self.settings.data.unseen)
 
+    def seen(self) -> dict[str, str]:
+        """Laboratory -> what the trainings see of its cells (see `latents.SEEN`)."""
+        balances = (self.settings.finetune_sam.balance, self.settings.train_cae.balance)
+        word = "labelled" if any("class" in balance for balance in balances) else "unlabelled"
+        unseen = self.settings.data.unseen
+        return {name: "no" if name in unseen else word for name in self.cells().laboratories}
+
     def mark(self, stage: Stage) -> str:
         """Fingerprint of all a stage's output depends on: its settings and those of the stages before it."""
         before = STAGES[: STAGES.index(stage) + 1]
@@ -129,6 +136,7 @@ def _embed(run: Run) -> Any:
         run.folder / "train_cae" / "model",
         run.folder / "embed",
         run.settings.embed,
+        seen=run.seen(),
         progress=run.progress,
     )
 

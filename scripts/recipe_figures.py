@@ -27,6 +27,7 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 
 from dorl_jax import config
+from dorl_jax.errors import InputError, name_some
 from dorl_jax.evaluation.adaptation import in_own_units, self_train
 from dorl_jax.evaluation.latents import Latents, read_latents
 from dorl_jax.stages.run import SETTINGS_FILE, RunSettings
@@ -91,28 +92,32 @@ def in_domain(vectors: np.ndarray, latents: Latents, laboratory: str) -> Iterato
         yield score(latents.labels[test], model.predict(in_own_units(vectors[test], vectors[train])))
 
 
-def parts_of(run: Path, latents: Latents) -> dict[str, np.ndarray]:
-    """The columns of each part of the vector, and of all."""
+def parts_of(run: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """The columns of each part of the vector that is wanted, several joined by +; by default each, and all."""
     _, cae = read_description(run / "train_cae" / "model")
     sizes = {"cls": cae.width, "tokens": 2 * cae.width, "features": 2 * cae.width}
     sizes["pixels"] = cae.pixel_channels[-1] if cae.pixel_channels else 0
     edges = np.cumsum([0, *(sizes[part] for part in cae.vector)])
-    parts = {part: np.arange(edges[i], edges[i + 1]) for i, part in enumerate(cae.vector)}
-    return parts if len(parts) == 1 else {**parts, " + ".join(parts): np.arange(edges[-1])}
+    columns = {part: np.arange(edges[i], edges[i + 1]) for i, part in enumerate(cae.vector)}
+    names = list(wanted) or list(dict.fromkeys([*cae.vector, "+".join(cae.vector)]))
+    unknown = sorted({part for name in names for part in name.split("+")} - columns.keys())
+    if unknown:
+        raise InputError(f"the vectors of {run} have no part {name_some(unknown)}; they have {', '.join(columns)}")
+    return {name: np.concatenate([columns[part] for part in name.split("+")]) for name in names}
 
 
-def rows(run: Path, held_out: bool) -> Iterator[tuple[str, str, list[Score]]]:
+def rows(run: Path, wanted: Sequence[str], held_out: bool) -> Iterator[tuple[str, str, list[Score]]]:
     """(part, what is asked, scores)."""
     latents = read_latents(run / "embed" / "latents.parquet")
     names = list(dict.fromkeys(latents.laboratories.tolist()))
     unseen = config.load(RunSettings, run / SETTINGS_FILE).data.unseen
-    for part, columns in parts_of(run, latents).items():
-        vectors = latents.vectors[:, columns].astype(np.float64)
+    for part, columns in parts_of(run, wanted).items():
+        vectors = latents.vectors[:, columns]
         if held_out:
             seen = [name for name in names if name not in unseen]
             for scaling in SCALINGS:
                 scores = [across(vectors, latents, seen, target, scaling) for target in unseen]
-                yield part, f"three to the unseen, {scaling}", scores
+                yield part, f"others to the unseen, {scaling}", scores
             continue
         yield part, "in-domain", [one for name in names for one in in_domain(vectors, latents, name)]
         for scaling in SCALINGS:
@@ -126,10 +131,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--held-out", action="store_true", help="test the laboratories that a run has not seen")
+    parser.add_argument("--parts", nargs="+", default=[], help="parts of the vector, some joined: pixels pixels+cls")
     options = parser.parse_args()
     found: dict[tuple[str, str], list[list[Score]]] = defaultdict(list)
     for run in options.runs:
-        for part, asked, scores in rows(run, options.held_out):
+        for part, asked, scores in rows(run, options.parts, options.held_out):
             found[part, asked].append(scores)
     print(f"| vector | asked | accuracy | macro-F1 | of classes with {ENOUGH} cells | above the floor |")
     print("|---|---|---:|---:|---:|---:|")

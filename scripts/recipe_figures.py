@@ -9,7 +9,7 @@ regression (classes balanced, C = 0.05) in the laboratory it was trained in (fiv
 
   source         mean and sd of the training cells: nothing of the target is needed
   own            mean and sd of each laboratory over its own unlabelled cells
-  self-training  own, then rounds of training on confident pseudo-labels of the target's unlabelled cells
+  self-training  own, then four rounds of training on confident pseudo-labels of the target's unlabelled cells
 
 With several runs, seeds of the same settings, mean and sd over them. With --held-out each run is one that left
 laboratories unseen (`data.unseen`), and only these are tested, from all others.
@@ -27,6 +27,8 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 
 from dorl_jax import config
+from dorl_jax.errors import InputError, name_some
+from dorl_jax.evaluation.adaptation import in_own_units, self_train
 from dorl_jax.evaluation.latents import Latents, read_latents
 from dorl_jax.stages.run import SETTINGS_FILE, RunSettings
 from dorl_jax.training.checkpoints import read_description
@@ -59,49 +61,26 @@ def classifier() -> LogisticRegression:
     return LogisticRegression(C=0.05, class_weight="balanced", max_iter=1000, tol=1e-3)
 
 
-def scaled(vectors: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    spread = basis.std(axis=0)
-    return (vectors - basis.mean(axis=0)) / np.where(spread > 1e-9, spread, 1)
-
-
 def by_laboratory(vectors: np.ndarray, laboratories: np.ndarray) -> np.ndarray:
-    out = np.empty_like(vectors)
+    out = np.empty(vectors.shape, np.float32)
     for name in np.unique(laboratories):
         own = laboratories == name
-        out[own] = scaled(vectors[own], vectors[own])
+        out[own] = in_own_units(vectors[own], vectors[own])
     return out
-
-
-def self_trained(known: np.ndarray, labels: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Labels of the target. In each round the surest cells of every predicted class, more each time, train along."""
-    model = classifier().fit(known, labels)
-    for round_ in range(1, ROUNDS + 1):
-        shares = model.predict_proba(target)
-        called, sure = shares.argmax(axis=1), shares.max(axis=1)
-        chosen: list[int] = []
-        for number in np.unique(called):
-            of_class = np.flatnonzero(called == number)
-            chosen += of_class[np.argsort(-sure[of_class])][: -(-round_ * len(of_class) // (ROUNDS + 1))].tolist()
-        # both laboratories weigh the same
-        weights = np.concatenate([np.ones(len(known)), np.full(len(chosen), len(known) / len(chosen))])
-        everything = np.concatenate([known, target[chosen]])
-        called_names = np.concatenate([labels, model.classes_[called[chosen]]])
-        model = classifier().fit(everything, called_names, sample_weight=weights)
-    return model.predict(target)
 
 
 def across(vectors: np.ndarray, latents: Latents, sources: Sequence[str], target: str, scaling: str) -> Score:
     train, test = np.isin(latents.laboratories, sources), latents.laboratories == target
     if scaling == "source":
-        known, asked = scaled(vectors[train], vectors[train]), scaled(vectors[test], vectors[train])
+        known, asked = in_own_units(vectors[train], vectors[train]), in_own_units(vectors[test], vectors[train])
     else:
         known = by_laboratory(vectors[train], latents.laboratories[train])
-        asked = scaled(vectors[test], vectors[test])
+        asked = in_own_units(vectors[test], vectors[test])
+    labels = latents.labels[train]
+    model = classifier().fit(known, labels)
     if scaling == "self-training":
-        predicted = self_trained(known, latents.labels[train], asked)
-    else:
-        predicted = classifier().fit(known, latents.labels[train]).predict(asked)
-    return score(latents.labels[test], predicted)
+        model = self_train(classifier, known, labels, asked, ROUNDS, model)
+    return score(latents.labels[test], model.predict(asked))
 
 
 def in_domain(vectors: np.ndarray, latents: Latents, laboratory: str) -> Iterator[Score]:
@@ -109,32 +88,36 @@ def in_domain(vectors: np.ndarray, latents: Latents, laboratory: str) -> Iterato
     splitter = StratifiedKFold(5, shuffle=True, random_state=1234)
     for train, test in splitter.split(rows, latents.labels[rows]):
         train, test = rows[train], rows[test]
-        model = classifier().fit(scaled(vectors[train], vectors[train]), latents.labels[train])
-        yield score(latents.labels[test], model.predict(scaled(vectors[test], vectors[train])))
+        model = classifier().fit(in_own_units(vectors[train], vectors[train]), latents.labels[train])
+        yield score(latents.labels[test], model.predict(in_own_units(vectors[test], vectors[train])))
 
 
-def parts_of(run: Path, latents: Latents) -> dict[str, np.ndarray]:
-    """The columns of each part of the vector, and of all."""
+def parts_of(run: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """The columns of each part of the vector that is wanted, several joined by +; by default each, and all."""
     _, cae = read_description(run / "train_cae" / "model")
     sizes = {"cls": cae.width, "tokens": 2 * cae.width, "features": 2 * cae.width}
     sizes["pixels"] = cae.pixel_channels[-1] if cae.pixel_channels else 0
     edges = np.cumsum([0, *(sizes[part] for part in cae.vector)])
-    parts = {part: np.arange(edges[i], edges[i + 1]) for i, part in enumerate(cae.vector)}
-    return parts if len(parts) == 1 else {**parts, " + ".join(parts): np.arange(edges[-1])}
+    columns = {part: np.arange(edges[i], edges[i + 1]) for i, part in enumerate(cae.vector)}
+    names = list(wanted) or list(dict.fromkeys([*cae.vector, "+".join(cae.vector)]))
+    unknown = sorted({part for name in names for part in name.split("+")} - columns.keys())
+    if unknown:
+        raise InputError(f"the vectors of {run} have no part {name_some(unknown)}; they have {', '.join(columns)}")
+    return {name: np.concatenate([columns[part] for part in name.split("+")]) for name in names}
 
 
-def rows(run: Path, held_out: bool) -> Iterator[tuple[str, str, list[Score]]]:
+def rows(run: Path, wanted: Sequence[str], held_out: bool) -> Iterator[tuple[str, str, list[Score]]]:
     """(part, what is asked, scores)."""
     latents = read_latents(run / "embed" / "latents.parquet")
     names = list(dict.fromkeys(latents.laboratories.tolist()))
     unseen = config.load(RunSettings, run / SETTINGS_FILE).data.unseen
-    for part, columns in parts_of(run, latents).items():
-        vectors = latents.vectors[:, columns].astype(np.float64)
+    for part, columns in parts_of(run, wanted).items():
+        vectors = latents.vectors[:, columns]
         if held_out:
             seen = [name for name in names if name not in unseen]
             for scaling in SCALINGS:
                 scores = [across(vectors, latents, seen, target, scaling) for target in unseen]
-                yield part, f"three to the unseen, {scaling}", scores
+                yield part, f"others to the unseen, {scaling}", scores
             continue
         yield part, "in-domain", [one for name in names for one in in_domain(vectors, latents, name)]
         for scaling in SCALINGS:
@@ -148,10 +131,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--held-out", action="store_true", help="test the laboratories that a run has not seen")
+    parser.add_argument("--parts", nargs="+", default=[], help="parts of the vector, some joined: pixels pixels+cls")
     options = parser.parse_args()
     found: dict[tuple[str, str], list[list[Score]]] = defaultdict(list)
     for run in options.runs:
-        for part, asked, scores in rows(run, options.held_out):
+        for part, asked, scores in rows(run, options.parts, options.held_out):
             found[part, asked].append(scores)
     print(f"| vector | asked | accuracy | macro-F1 | of classes with {ENOUGH} cells | above the floor |")
     print("|---|---|---:|---:|---:|---:|")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -111,6 +112,7 @@ def test_the_objective_is_the_sum_of_its_parts(run: Path) -> None:
         "view_b": rng.randint(0, 256, (6, 16, 16, 3)).astype(np.uint8),
         "domain": np.array([0, 1, 0, 1, 1, 0], np.int32),
     }
+    batch = {name: jnp.asarray(array) for name, array in batch.items()}
     key = jax.random.key(0)
     found = cae_objective(model.config, 2, 2.0, reconstruct=2, contrast=Contrast(0.5, 0.2))(model, batch, key)
     out = model(batch["feature"][:2], random_kept(key, 2, model.config))

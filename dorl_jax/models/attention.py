@@ -27,18 +27,17 @@ def _weights(q: Array, k: Array) -> Float[Array, "b heads n m"]:
     return jax.nn.softmax(scores, axis=-1)
 
 
-def _attend_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array, Array, Array]]:
-    out = attend(q, k, v)
-    return out, (q, k, v, out)
+def _attend_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    return attend(q, k, v), (q, k, v)
 
 
-def _attend_backward(saved: tuple[Array, Array, Array, Array], grad: Array) -> tuple[Array, Array, Array]:
+def _attend_backward(saved: tuple[Array, Array, Array], grad: Array) -> tuple[Array, Array, Array]:
     # Behind the barrier nothing is recognised as what the forward pass had computed, and kept after all.
-    (q, k, v, out), grad = lax.optimization_barrier((saved, grad))
+    (q, k, v), grad = lax.optimization_barrier((saved, grad))
     weights = _weights(q, k)
     of_weights = lax.dot_general(grad, v, (((3,), (3,)), _HEADS), preferred_element_type=jnp.float32)
-    # The sum over a row of weights * their gradients, from the narrower arrays.
-    along_rows = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    # They follow from the output and its gradient too, which are smaller; but CPUs are slow at summing what was bf16.
+    along_rows = jnp.sum(weights * of_weights, axis=-1, keepdims=True)
     of_scores = (weights * (of_weights - along_rows)).astype(q.dtype)
     return (
         product(of_scores, k, ((3,), (2,)), _HEADS),

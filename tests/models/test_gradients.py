@@ -1,0 +1,65 @@
+"""What has a gradient written out, against JAX's own gradient of the plain formula; in bf16 against that in fp32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dorl_jax.models.attention import attend
+from dorl_jax.models.layers import exact_gelu
+from dorl_jax.models.lora import adapted_matmul
+from dorl_jax.models.norm import normalise
+from dorl_jax.models.products import add_bias, matmul
+
+
+def plain_attention(q, k, v):
+    scores = jnp.einsum("bhne,bhme->bhnm", q, k, precision="highest")
+    return jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(scores, axis=-1), v, precision="highest")
+
+
+def plain_norm(x, scale, bias):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale + bias
+
+
+def plain_adapted(x, kernel, first_a, first_b, second_a, second_b):
+    update = jnp.concatenate([first_a @ first_b, jnp.zeros((5, 2)), second_a @ second_b], axis=1)
+    return x @ (kernel + update)
+
+
+def adapted(x, kernel, first_a, first_b, second_a, second_b):
+    return adapted_matmul(x, kernel, (first_a, second_a), (first_b, second_b), ((0, 3), (5, 9)))
+
+
+# Function, the plain formula, shapes of the arguments.
+CASES = {
+    "attention": (attend, plain_attention, [(2, 3, 5, 6), (2, 3, 7, 6), (2, 3, 7, 4)]),
+    "norm": (lambda x, s, b: normalise(x, s, b, 1e-5), plain_norm, [(2, 3, 8), (8,), (8,)]),
+    "gelu": (exact_gelu, lambda x: x * jax.scipy.stats.norm.cdf(x), [(4, 50)]),
+    "matmul": (matmul, lambda x, kernel: x @ kernel, [(2, 3, 5), (5, 4)]),
+    "bias": (add_bias, lambda x, bias: x + bias, [(2, 3, 5), (5,)]),
+    "lora": (adapted, plain_adapted, [(2, 4, 5), (5, 9), (5, 2), (2, 3), (5, 3), (3, 4)]),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize(("dtype", "close"), [(jnp.float32, 2e-6), (jnp.bfloat16, 3e-2)])
+def test_value_and_gradients(case, dtype, close):
+    function, plain, shapes = CASES[case]
+    rng = np.random.default_rng(0)
+    arguments = [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+    wide = [x.astype(jnp.float32) for x in arguments]
+    expected, of_plain = jax.vjp(plain, *wide)
+    found, of_function = jax.vjp(function, *arguments)
+    grad = jnp.asarray(rng.standard_normal(expected.shape), dtype)
+    results = [found, *of_function(grad)]
+    for a, b in zip(results, [expected, *of_plain(grad.astype(jnp.float32))], strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=close * float(np.abs(b).max()))
+
+
+def test_gelu_far_out():
+    x = jnp.array([[-50.0, -6.0, 0.0, 6.0, 50.0]])
+    slope = jax.grad(lambda x: exact_gelu(x).sum())(x)
+    np.testing.assert_allclose(exact_gelu(x), [[0, 0, 0, 6, 50]], atol=1e-6)
+    np.testing.assert_allclose(slope, [[0, 0, 0.5, 1, 1]], atol=1e-6)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dorl_jax.models import attention
 from dorl_jax.models.attention import attend
 from dorl_jax.models.layers import exact_gelu
 from dorl_jax.models.lora import adapted_matmul
@@ -63,3 +64,28 @@ def test_gelu_far_out():
     slope = jax.grad(lambda x: exact_gelu(x).sum())(x)
     np.testing.assert_allclose(exact_gelu(x), [[0, 0, 0, 6, 50]], atol=1e-6)
     np.testing.assert_allclose(slope, [[0, 0, 0.5, 1, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("most", [10, 35, 42, 69])
+def test_attention_in_parts_is_attention(monkeypatch, most):
+    """12 queries of 7 keys, in 12, 3, 2 and again 2 parts: the fewest that divide them and fit."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, 3, rows, 6)), jnp.float32) for rows in (12, 7, 7))
+    whole, of_whole = jax.vjp(attend, q, k, v)
+    monkeypatch.setattr(attention, "MOST_SCORES", most)
+    assert attention._parts(12, 7) == {10: 12, 35: 3, 42: 2, 69: 2}[most]
+    found, of_parts = jax.vjp(attend, q, k, v)
+    for a, b in zip([found, *of_parts(found)], [whole, *of_whole(whole)], strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_no_array_of_all_scores_at_1024_pixels():
+    """Of one block's attention over 64 x 64 tokens, forward and backward, as traced."""
+    q, v = (jax.ShapeDtypeStruct((1, 2, 4096, size), jnp.bfloat16) for size in (192, 64))
+
+    def square(q, k, v):
+        return jnp.sum(attend(q, k, v).astype(jnp.float32) ** 2)
+
+    text = jax.jit(jax.value_and_grad(square, (0, 1, 2))).lower(q, q, v).as_text()
+    assert "4096x64x" in text
+    assert "4096x4096" not in text

@@ -84,6 +84,8 @@ def race(name: str, task: Task, options: argparse.Namespace) -> tuple[list[dict[
             stack.enter_context(Process(one, worker(one.package, name, task, one.dtype, folder), options.threads))
             for one in _contestants(options, folder)
         ]
+        for process in running:  # they start and compile at the same time
+            process.wait()
         _require_agreement(running)
         seconds: dict[str, list[float]] = {one.name: [] for one in running}
         memory, peaks = dict.fromkeys(seconds, 0), dict.fromkeys(seconds, 0.0)

@@ -53,6 +53,10 @@ class Process:
             env={**environment(), "OMP_NUM_THREADS": str(threads), **contestant.variables},
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
+        self.began: dict[str, Any] = {}
+
+    def wait(self) -> None:
+        """Until it is warm."""
         self.began = self._answer()
 
     def ask(self, order: str) -> dict[str, Any]:

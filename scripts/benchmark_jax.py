@@ -11,7 +11,7 @@ from jax.stages import Compiled
 from safetensors.numpy import load_file
 
 from dorl_jax.models import SAM_PIXEL_MEAN, SAM_PIXEL_STD
-from dorl_jax.models.compute import set_compute
+from dorl_jax.models.compute import round_kernels, set_compute
 from dorl_jax.stages.finetune_sam import segmentation_objective
 from dorl_jax.stages.train_cae import cae_objective
 from dorl_jax.training.optim import adamw
@@ -41,7 +41,7 @@ def compile_step(task: Task, dtype: str, folder: Path) -> tuple[Run, Compiled]:
     set_compute(model, dtype=dtype)
     if task.kind == "finetune":
         return _training(model, model.trainable(), segmentation_objective(model.config), batch, 0.1)
-    model.merge()
+    round_kernels(model.merge())
     graph, state = nnx.split(model.sam)
     encode = jax.jit(lambda state, images: nnx.merge(graph, state).encode_image(images))
     program = encode.lower(state, batch["image"]).compile()

@@ -44,8 +44,7 @@ def main() -> None:
     started = time.perf_counter()
     first = run()
     began = {"first": first, "first_seconds": time.perf_counter() - started, "version": version}
-    for _ in range(2):
-        run()
+    run()
     print(json.dumps(began), file=answers, flush=True)
     for line in sys.stdin:
         order, number = line.split()

@@ -29,3 +29,17 @@ def set_compute(model: M, *, dtype: DTypeLike | None = None, remat: bool | None 
         if remat is not None and "remat" in known:
             module.remat = remat  # type: ignore[attr-defined]
     return model
+
+
+def round_kernels(model: M) -> M:
+    """Hold, in place, the kernels of all maps in the type in which they are multiplied: not a bit of an output changes.
+
+    In bf16 it spares every call the conversion of all weights and
+    halves their memory. For inference: what was rounded away is gone, so that the model neither trains nor is saved.
+    Merge LoRA updates before, not behind it.
+    """
+    for _, module in nnx.iter_modules(model):
+        known = vars(module)
+        if "kernel" in known and known.get("dtype") is not None:
+            module.kernel.set_value(module.kernel[...].astype(module.dtype))  # type: ignore[attr-defined]
+    return model

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dorl_jax.models.layers import torch_uniform
+from dorl_jax.models.products import add_bias
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -176,4 +177,4 @@ class ConvTranspose(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b oh ow o"]:
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        return conv_transpose2d(x.astype(self.dtype), kernel, self.stride, self.padding) + bias
+        return add_bias(conv_transpose2d(x.astype(self.dtype), kernel, self.stride, self.padding), bias)

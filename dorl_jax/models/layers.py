@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dorl_jax.models.products import dot_general
+from dorl_jax.models.products import add_bias, matmul
 
 Initializer = Callable[..., Array]
 AnyArray = Array | np.ndarray  # what a public entry takes: on the device or on the host
@@ -55,6 +56,15 @@ def torch_uniform(fan_in: int) -> Initializer:
     return init
 
 
+class Linear(nnx.Linear):
+    """`nnx.Linear` by `products.matmul`."""
+
+    def __call__(self, inputs: Float[Array, "*b i"], out_sharding: Any = None) -> Float[Array, "*b o"]:
+        dtype = self.dtype or inputs.dtype
+        y = matmul(inputs.astype(dtype), self.kernel[...].astype(dtype))
+        return y if self.bias is None else add_bias(y, self.bias[...].astype(dtype))
+
+
 def linear(
     in_features: int,
     out_features: int,
@@ -62,18 +72,11 @@ def linear(
     rngs: nnx.Rngs,
     use_bias: bool = True,
     dtype: DTypeLike = jnp.float32,
-) -> nnx.Linear:
+) -> Linear:
     """A linear layer with PyTorch's initialisation; parameters fp32, arithmetic in `dtype`."""
     init = torch_uniform(in_features)
-    return nnx.Linear(
-        in_features,
-        out_features,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=init,
-        bias_init=init,
-        dot_general=dot_general,
-        rngs=rngs,
+    return Linear(
+        in_features, out_features, use_bias=use_bias, dtype=dtype, kernel_init=init, bias_init=init, rngs=rngs
     )
 
 
@@ -86,7 +89,7 @@ class Mlp(nnx.Module):
         hidden: int,
         *,
         activation: Callable[[Array], Array] = exact_gelu,
-        make_linear: Callable[..., nnx.Linear] = linear,
+        make_linear: Callable[..., Linear] = linear,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
     ) -> None:

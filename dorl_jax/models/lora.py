@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dorl_jax.errors import suggest
-from dorl_jax.models.layers import linear, torch_uniform
-from dorl_jax.models.products import dot_general, product
+from dorl_jax.models.layers import Linear, linear, torch_uniform
+from dorl_jax.models.products import add_bias, product
 
 TARGETS = ("q", "k", "v", "proj", "mlp")
 
@@ -124,7 +124,7 @@ class Unmerged(nnx.Variable):
     """A kernel as it was before its update was merged into it; not trained."""
 
 
-class AdaptedLinear(nnx.Linear):
+class AdaptedLinear(Linear):
     """A linear map with LoRA on parts of its outputs: `y = x W + b + scale * x A B`."""
 
     def __init__(
@@ -147,15 +147,7 @@ class AdaptedLinear(nnx.Linear):
           dtype: of the arithmetic; parameters are fp32.
         """
         init = torch_uniform(in_features)
-        super().__init__(
-            in_features,
-            out_features,
-            dtype=dtype,
-            kernel_init=init,
-            bias_init=init,
-            dot_general=dot_general,
-            rngs=rngs,
-        )
+        super().__init__(in_features, out_features, dtype=dtype, kernel_init=init, bias_init=init, rngs=rngs)
         parts = dict(sorted(parts.items()))  # nnx.merge puts a Dict in this order, and `places` has to stay in step
         self.places = tuple(parts.values())
         self.scale = config.scale
@@ -176,7 +168,7 @@ class AdaptedLinear(nnx.Linear):
             tuple((self.scale * lora.b[...]).astype(dtype) for lora in loras),
             self.places,
         )
-        return y + self.bias[...].astype(dtype)
+        return add_bias(y, self.bias[...].astype(dtype))
 
     def _factors(self) -> tuple[Float[Array, "i r"], Float[Array, "r o"]]:
         """All updates as one: the As side by side, each B in its own rows at the outputs it covers, scaled."""
@@ -211,7 +203,7 @@ def adapted_linear(
     parts: Mapping[str, tuple[int, int]] | None = None,
     rngs: nnx.Rngs,
     dtype: DTypeLike = jnp.float32,
-) -> nnx.Linear:
+) -> Linear:
     """A linear map with LoRA (see `AdaptedLinear`), by default on "all" its outputs; without a config a plain one."""
     parts = {"all": (0, out_features)} if parts is None else parts
     if config is None or not parts:

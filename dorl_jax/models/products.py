@@ -5,8 +5,6 @@ gradient of such a product would multiply the fp32 gradient with the other, bf16
 hence the gradients that are written out here.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -39,8 +37,22 @@ def _matmul_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Ar
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def dot_general(x: Array, kernel: Array, dimensions: Any, **options: Any) -> Array:
-    """`matmul` in the form in which `nnx.Linear` calls for it; fp32 is left to `lax.dot_general`."""
-    if x.dtype == jnp.float32:
-        return lax.dot_general(x, kernel, dimensions, **options)
-    return matmul(x, kernel)
+@jax.custom_vjp
+def add_bias(x: Float[Array, "*b c"], bias: Float[Array, " c"]) -> Float[Array, "*b c"]:
+    """x + bias, both of one type; so are the gradients."""
+    return x + bias
+
+
+def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, None]:
+    return add_bias(x, bias), None
+
+
+def _add_bias_backward(saved: None, grad: Array) -> tuple[Array, Array]:
+    rows = tuple(range(grad.ndim - 1))
+    if grad.dtype == jnp.float32:
+        return grad, jnp.sum(grad, axis=rows)
+    # XLA for CPUs sums bf16 one by one; as a product it does not.
+    return grad, product(jnp.ones(grad.shape[:-1], grad.dtype), grad, (rows, rows))
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)

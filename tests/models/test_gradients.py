@@ -1,0 +1,91 @@
+"""What has a gradient written out, against JAX's own gradient of the plain formula; in bf16 against that in fp32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dorl_jax.models import attention
+from dorl_jax.models.attention import attend
+from dorl_jax.models.layers import exact_gelu
+from dorl_jax.models.lora import adapted_matmul
+from dorl_jax.models.norm import normalise
+from dorl_jax.models.products import add_bias, matmul
+
+
+def plain_attention(q, k, v):
+    scores = jnp.einsum("bhne,bhme->bhnm", q, k, precision="highest")
+    return jnp.einsum("bhnm,bhmd->bhnd", jax.nn.softmax(scores, axis=-1), v, precision="highest")
+
+
+def plain_norm(x, scale, bias):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale + bias
+
+
+def plain_adapted(x, kernel, first_a, first_b, second_a, second_b):
+    update = jnp.concatenate([first_a @ first_b, jnp.zeros((5, 2)), second_a @ second_b], axis=1)
+    return x @ (kernel + update)
+
+
+def adapted(x, kernel, first_a, first_b, second_a, second_b):
+    return adapted_matmul(x, kernel, (first_a, second_a), (first_b, second_b), ((0, 3), (5, 9)))
+
+
+# Function, the plain formula, shapes of the arguments.
+CASES = {
+    "attention": (attend, plain_attention, [(2, 3, 5, 6), (2, 3, 7, 6), (2, 3, 7, 4)]),
+    "norm": (lambda x, s, b: normalise(x, s, b, 1e-5), plain_norm, [(2, 3, 8), (8,), (8,)]),
+    "gelu": (exact_gelu, lambda x: x * jax.scipy.stats.norm.cdf(x), [(4, 50)]),
+    "matmul": (matmul, lambda x, kernel: x @ kernel, [(2, 3, 5), (5, 4)]),
+    "bias": (add_bias, lambda x, bias: x + bias, [(2, 3, 5), (5,)]),
+    "lora": (adapted, plain_adapted, [(2, 4, 5), (5, 9), (5, 2), (2, 3), (5, 3), (3, 4)]),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize(("dtype", "close"), [(jnp.float32, 2e-6), (jnp.bfloat16, 3e-2)])
+def test_value_and_gradients(case, dtype, close):
+    function, plain, shapes = CASES[case]
+    rng = np.random.default_rng(0)
+    arguments = [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+    wide = [x.astype(jnp.float32) for x in arguments]
+    expected, of_plain = jax.vjp(plain, *wide)
+    found, of_function = jax.vjp(function, *arguments)
+    grad = jnp.asarray(rng.standard_normal(expected.shape), dtype)
+    results = [found, *of_function(grad)]
+    for a, b in zip(results, [expected, *of_plain(grad.astype(jnp.float32))], strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=close * float(np.abs(b).max()))
+
+
+def test_gelu_far_out():
+    x = jnp.array([[-50.0, -6.0, 0.0, 6.0, 50.0]])
+    slope = jax.grad(lambda x: exact_gelu(x).sum())(x)
+    np.testing.assert_allclose(exact_gelu(x), [[0, 0, 0, 6, 50]], atol=1e-6)
+    np.testing.assert_allclose(slope, [[0, 0, 0.5, 1, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("most", [10, 35, 42, 69])
+def test_attention_in_parts_is_attention(monkeypatch, most):
+    """12 queries of 7 keys, in 12, 3, 2 and again 2 parts: the fewest that divide them and fit."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, 3, rows, 6)), jnp.float32) for rows in (12, 7, 7))
+    whole, of_whole = jax.vjp(attend, q, k, v)
+    monkeypatch.setattr(attention, "MOST_SCORES", most)
+    assert attention._parts(12, 7) == {10: 12, 35: 3, 42: 2, 69: 2}[most]
+    found, of_parts = jax.vjp(attend, q, k, v)
+    for a, b in zip([found, *of_parts(found)], [whole, *of_whole(whole)], strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_no_array_of_all_scores_at_1024_pixels():
+    """Of one block's attention over 64 x 64 tokens, forward and backward, as traced."""
+    q, v = (jax.ShapeDtypeStruct((1, 2, 4096, size), jnp.bfloat16) for size in (192, 64))
+
+    def square(q, k, v):
+        return jnp.sum(attend(q, k, v).astype(jnp.float32) ** 2)
+
+    text = jax.jit(jax.value_and_grad(square, (0, 1, 2))).lower(q, q, v).as_text()
+    assert "4096x64x" in text
+    assert "4096x4096" not in text

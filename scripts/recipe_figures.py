@@ -54,7 +54,8 @@ def score(truth: np.ndarray, predicted: np.ndarray) -> Score:
     f1 = f1_score(truth, predicted, labels=names, average=None, zero_division=0)
     accuracy = float(np.mean(truth == predicted))
     above = accuracy > counts.max() / len(truth)
-    return Score(100 * accuracy, 100 * float(f1.mean()), 100 * float(f1[counts >= ENOUGH].mean()), above)
+    common = float(f1[counts >= ENOUGH].mean()) if (counts >= ENOUGH).any() else float("nan")
+    return Score(100 * accuracy, 100 * float(f1.mean()), 100 * common, above)
 
 
 def classifier() -> LogisticRegression:
@@ -145,6 +146,9 @@ def main() -> None:
         cells = []
         for name in ("accuracy", "macro_f1", "common"):
             means = [np.mean([getattr(one, name) for one in scores]) for scores in of_runs]
+            if np.isnan(means).any():  # a fold may hold no class with enough cells
+                cells.append("")
+                continue
             spread = f" ± {np.std(means):.1f}" if len(means) > 1 else ""
             cells.append(f"{np.mean(means):.1f}{spread}")
         above = " ".join(str(sum(one.above for one in scores)) for scores in of_runs)

@@ -95,6 +95,7 @@ class DoRL:
             "resize": self.lora_sam.config.resize,
             "zoom": self.zoom,
             "parity": self.parity,
+            "vector": list(self.cae.config.vector),
         }
 
     def embed(

@@ -19,8 +19,8 @@ from dorl_jax.data.image_lists import ImageList
 from dorl_jax.errors import InputError
 from dorl_jax.files import replacing
 from dorl_jax.store import Store
+from dorl_jax.vectors import PROVENANCE
 
-METADATA = b"dorl_jax"
 _OWN = ("id", "source", "vector", "empty", "reason")
 
 
@@ -65,7 +65,7 @@ def write_vectors(store: Store, images: ImageList, out: Path, provenance: Mappin
                 failed = {row: store.failed[first + row] for row in range(last - first) if first + row in store.failed}
                 table = vectors_table(images[first:last], arrays, failed)
                 if writer is None:
-                    metadata = {METADATA: json.dumps(dict(provenance), sort_keys=True).encode()}
+                    metadata = {PROVENANCE: json.dumps(dict(provenance), sort_keys=True).encode()}
                     writer = pq.ParquetWriter(partial, table.schema.with_metadata(metadata), compression="zstd")
                 writer.write_table(table.cast(writer.schema))
                 first = last
@@ -82,6 +82,6 @@ def read_provenance(path: Path) -> dict[str, Any]:
     """
     try:
         metadata = pq.read_schema(path).metadata or {}
-        return json.loads(metadata[METADATA])
+        return json.loads(metadata[PROVENANCE])
     except (pa.ArrowInvalid, OSError, KeyError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is no file of vectors that dorl_jax wrote ({error!r})") from error

@@ -1,8 +1,11 @@
 """Latent vectors of cells with their labels, kept as Parquet."""
 
+import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +14,7 @@ from jaxtyping import Float32, Shaped
 
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import replacing
+from dorl_jax.vectors import PROVENANCE
 
 _COLUMNS = ("id", "laboratory", "label", "vector")
 
@@ -43,10 +47,11 @@ class Latents:
         return len(self.ids)
 
 
-def write_latents(latents: Latents, path: Path) -> None:
+def write_latents(latents: Latents, path: Path, provenance: Mapping[str, Any] | None = None) -> None:
     """Write Parquet with the columns id, laboratory, label (string) and vector (fixed-size list of float32).
 
-    Columns group and seen (string) are written where they are known. The file appears whole or not at all.
+    Columns group and seen (string) are written where they are known. What made the vectors, plain values, goes into the
+    file's metadata, as in what `dorl-jax embed IMAGES` writes. The file appears whole or not at all.
 
     Raises:
       InputError: a repeated id, an empty text, or a vector that is not finite.
@@ -62,7 +67,8 @@ def write_latents(latents: Latents, path: Path) -> None:
     for name, texts in (("group", latents.groups), ("seen", latents.seen)):
         if texts is not None:
             columns[name] = pa.array(texts.tolist(), pa.string())
-    table = pa.table(columns)
+    metadata = {PROVENANCE: json.dumps(dict(provenance), sort_keys=True)} if provenance else None
+    table = pa.table(columns).replace_schema_metadata(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         pq.write_table(table, partial)

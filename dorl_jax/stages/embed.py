@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ def embed(
     *,
     unseen: Sequence[str] = (),
     labels_seen: bool = False,
+    provenance: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Path:
     """Encode every cell of the store, nothing masked, and write `out/latents.parquet`.
@@ -56,6 +58,7 @@ def embed(
       unseen: laboratories of which no training saw anything; it is written beside the vectors, for what is tested on
         them.
       labels_seen: whether a training saw the classes of the others.
+      provenance: what else makes the vectors what they are (see `DoRL.provenance`); it is written beside them.
       progress: show a bar.
 
     Raises:
@@ -82,7 +85,7 @@ def embed(
         groups=np.array([f"{cell.laboratory}/{cell.group}" if cell.group else "" for cell in manifest.cells]),
         seen=what_was_seen(manifest, unseen, labels_seen),
     )
-    write_latents(latents, path)
+    write_latents(latents, path, provenance)
     return path
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from dorl_jax import __version__, config
 from dorl_jax.data.groups import cached_groups
 from dorl_jax.data.manifest import Manifest, load_cells
+from dorl_jax.dorl import DoRL
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import write_text
 from dorl_jax.parallel import done_by_main, is_main
@@ -131,6 +132,7 @@ def _embed(run: Run) -> Any:
         run.settings.embed,
         unseen=run.settings.data.unseen,
         labels_seen=any("class" in one.balance for one in (run.settings.finetune_sam, run.settings.train_cae)),
+        provenance=DoRL.load(run.folder).provenance,
         progress=run.progress,
     )
 

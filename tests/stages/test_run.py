@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dorl_jax import config
+from dorl_jax import DoRL, config
 from dorl_jax.cli import main
 from dorl_jax.data.crops import cell_view
 from dorl_jax.data.cut import mask_at
 from dorl_jax.data.images import resize_image
 from dorl_jax.data.manifest import load_cells
+from dorl_jax.embedding.table import read_provenance
 from dorl_jax.evaluation.latents import read_latents
 from dorl_jax.models import Cae, LoraSam
 from dorl_jax.stages.run import STAGES
@@ -62,6 +63,7 @@ def test_every_stage_leaves_its_output(finished):
     features = np.stack([store["feature"][place] for place in (0, 41)]).astype(np.float32)
     np.testing.assert_allclose(latents.vectors[[0, 41]], model.encode(features), rtol=1e-3, atol=1e-4)
     assert list(latents.ids) == store.ids
+    assert read_provenance(finished / "embed" / "latents.parquet") == DoRL.load(finished).provenance
     assert set(latents.seen.tolist()) == {"unlabelled"}
     # ... and those the features of the images
     image = np.asarray(Image.open(manifest.cells[3].image).convert("RGB"))

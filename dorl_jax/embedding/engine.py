@@ -20,7 +20,7 @@ from dorl_jax.data.views import small_crop
 from dorl_jax.embedding.occupancy import Occupancy
 from dorl_jax.errors import InputError
 from dorl_jax.models import Cae, CaeConfig, LoraSam
-from dorl_jax.models.compute import set_compute
+from dorl_jax.models.compute import round_kernels, set_compute
 from dorl_jax.parallel import batch_sharding, on_every_device
 
 # Batches that are under way at each step: computed, cut out, computed again.
@@ -225,9 +225,7 @@ def _computing_in(models: tuple[LoraSam, Cae | None], dtype: str) -> tuple[LoraS
     for model in own:
         if model is not None:
             set_compute(model, dtype=dtype)
-            for _, module in nnx.iter_modules(model):
-                if dtype == "bfloat16" and isinstance(module, nnx.Linear):
-                    module.kernel.set_value(module.kernel[...].astype(jnp.bfloat16))
+            round_kernels(model)
     return own
 
 

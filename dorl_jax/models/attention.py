@@ -18,9 +18,8 @@ def attend(
 ) -> Float[Array, "b heads n d"]:
     """softmax(q k^T) v; scaling is the caller's. Scores and softmax are fp32 whatever the compute dtype.
 
-    The weights, an array of n x m for every head, are computed again in the backward pass: they are not kept, and the
-    forward pass of a training can be as fused as that of inference. Beyond `MOST_SCORES` both passes go through the
-    queries part by part, so that an array of n x m never exists.
+    Up to `MOST_SCORES` the weights are kept for the backward pass. Beyond it both passes go through the queries part by
+    part and the backward pass computes them again, so that an array of n x m never exists.
     """
     parts = _parts(q.shape[2], k.shape[2])
     if parts == 1:
@@ -29,8 +28,11 @@ def attend(
 
 
 def _attend(q: Array, k: Array, v: Array) -> Array:
+    return _mixed(_powers(q, k), v)
+
+
+def _mixed(powers: Float[Array, "b heads n m"], v: Array) -> Array:
     # Divided by the sums at last, where there are fewer numbers: on CPUs a third less time than with a whole softmax.
-    powers = _powers(q, k)
     mixed = lax.dot_general(powers.astype(v.dtype), v, (((3,), (2,)), _HEADS), preferred_element_type=jnp.float32)
     return (mixed / jnp.sum(powers, axis=-1, keepdims=True)).astype(v.dtype)
 
@@ -41,19 +43,23 @@ def _powers(q: Array, k: Array) -> Float[Array, "b heads n m"]:
     return jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
 
 
-def _attend_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    return attend(q, k, v), (q, k, v)
+def _attend_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array, Array, Array | None]]:
+    if _parts(q.shape[2], k.shape[2]) > 1:
+        return attend(q, k, v), (q, k, v, None)
+    powers = _powers(q, k)
+    return _mixed(powers, v), (q, k, v, powers)
 
 
-def _attend_backward(saved: tuple[Array, Array, Array], grad: Array) -> tuple[Array, Array, Array]:
+def _attend_backward(saved: tuple[Array, Array, Array, Array | None], grad: Array) -> tuple[Array, Array, Array]:
+    q, k, v, powers = saved
+    if powers is not None:
+        return _gradients(q, k, v, powers, grad)
     # Behind the barrier nothing is recognised as what the forward pass had computed, and kept after all.
-    (q, k, v), grad = lax.optimization_barrier((saved, grad))
+    (q, k, v), grad = lax.optimization_barrier(((q, k, v), grad))
     parts = _parts(q.shape[2], k.shape[2])
-    if parts == 1:
-        return _gradients(q, k, v, grad)
 
     def add(total: tuple[Array, Array], rows: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
-        of_q, of_k, of_v = _gradients(rows[0], k, v, rows[1])
+        of_q, of_k, of_v = _gradients(rows[0], k, v, _powers(rows[0], k), rows[1])
         return (total[0] + of_k, total[1] + of_v), of_q
 
     start = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
@@ -61,8 +67,7 @@ def _attend_backward(saved: tuple[Array, Array, Array], grad: Array) -> tuple[Ar
     return _joined(of_q), of_k.astype(k.dtype), of_v.astype(v.dtype)
 
 
-def _gradients(q: Array, k: Array, v: Array, grad: Array) -> tuple[Array, Array, Array]:
-    powers = _powers(q, k)
+def _gradients(q: Array, k: Array, v: Array, powers: Array, grad: Array) -> tuple[Array, Array, Array]:
     weights = powers / jnp.sum(powers, axis=-1, keepdims=True)
     of_weights = lax.dot_general(grad, v, (((3,), (3,)), _HEADS), preferred_element_type=jnp.float32)
     # They follow from the output and its gradient too, which are smaller; but CPUs are slow at summing what was bf16.

@@ -43,9 +43,8 @@ def forward_flops(variant: str, size: int) -> float:
 @pytest.mark.parametrize(("variant", "size"), [("tiny", 112), pytest.param("vit_b", 224, marks=pytest.mark.slow)])
 def test_no_gradient_is_computed_for_frozen_weights(variant, size):
     forward = forward_flops(variant, size)
-    # Forward, the gradients of the activations, and the weights of attention once more; the gradients of the weights,
-    # the third part, for little but the decoder.
-    assert flops(lower(variant=variant)) <= 2.3 * forward
+    # Forward and the gradients of the activations; those of the weights, the third part, for little but the decoder.
+    assert flops(lower(variant=variant)) <= 2.2 * forward
     if variant == "tiny":
         assert flops(lower(variant=variant, encoder="full")) >= 2.6 * forward  # the figure can tell
 

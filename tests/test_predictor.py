@@ -20,8 +20,8 @@ from dorl_jax.predictor import Predictor
 SIDE = 64
 # Landscape, portrait, square; smaller and larger than the input, and of it; a rounded short side; a sliver.
 SIZES = [(40, 56), (100, 75), (64, 64), (64, 48), (33, 33), (37, 150), (131, 130), (2, 200)]
-# Positions are computed in fp32, and so are the interpolated logits.
-CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+# Positions are computed in fp32, and so are the interpolated logits, which reach 20: 1e-5 of the largest.
+CLOSE = {"rtol": 1e-4, "atol": 2e-4}
 
 
 def small_config(image_size=SIDE):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int, UInt8
+from jaxtyping import Array, Float, Float32, Int, Real, UInt8
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from dorl_jax.baselines.cells import Cells
@@ -75,7 +75,7 @@ class ResNet(nnx.Module):
         self.norm = nnx.GroupNorm(channels[-1], max(1, channels[-1] // 8), rngs=rngs)
         self.head = linear(channels[-1], classes, rngs=rngs)
 
-    def __call__(self, images: Float[AnyArray, "b s s 3"]) -> Float[Array, "b k"]:
+    def __call__(self, images: Real[AnyArray, "b s s 3"]) -> Float[Array, "b k"]:
         """Log probabilities of the classes.
 
         Args:
@@ -200,7 +200,7 @@ def _folds(
     return result
 
 
-def _fours(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 4c"]:
+def _fours(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 4*c"]:
     """Every 2 x 2 pixels side by side."""
     batch, height, width, channels = x.shape
     parts = x.reshape(batch, height // 2, 2, width // 2, 2, channels)

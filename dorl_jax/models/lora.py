@@ -163,9 +163,9 @@ class AdaptedLinear(Linear):
         dtype, loras = self.dtype or inputs.dtype, self.lora.values()
         y = adapted_matmul(
             inputs.astype(dtype),
-            self.kernel[...].astype(dtype),
-            tuple(lora.a[...].astype(dtype) for lora in loras),
-            tuple((self.scale * lora.b[...]).astype(dtype) for lora in loras),
+            jnp.asarray(self.kernel[...], dtype),
+            tuple(jnp.asarray(lora.a[...], dtype) for lora in loras),
+            tuple(jnp.asarray(self.scale * lora.b[...], dtype) for lora in loras),
             self.places,
         )
         return add_bias(y, self.bias[...].astype(dtype))

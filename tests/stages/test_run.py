@@ -75,7 +75,7 @@ def test_every_stage_leaves_its_output(finished):
     summary = json.loads((finished / "evaluation" / "summary.json").read_text())
     pairs = {(row["source"], row["target"]) for row in summary["rows"]}
     assert len(pairs) == 4
-    assert len(summary["rows"]) == 4 * 2 * 5
+    assert len(summary["rows"]) == 4 * 2 * 5 * 2  # pairs, classifiers, folds, adaptations
     held_out = json.loads((finished / "finetune_sam" / "held_out.json").read_text())
     assert set(held_out["mean_iou"]) == set(manifest.laboratories)
     assert "<img" in (finished / "report.html").read_text()

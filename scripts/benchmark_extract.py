@@ -89,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
 def _race(folder: Path, options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     with ExitStack() as stack:
         running = [stack.enter_context(_process(name, folder, options)) for name in options.way or WAYS]
+        for process in running:
+            process.wait()
         vectors = {process.name: np.array(process.began["vectors"]) for process in running}
         _require_agreement(vectors)
         seconds: dict[str, list[float]] = {process.name: [] for process in running}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import jax
@@ -56,7 +56,7 @@ class Engine:
     token), and a second one computes the vector. The devices of this process share every batch.
 
     Attributes:
-      occupancy: how much of its time the device waited.
+      occupancy: how much of its time the device waited, in the last `run`.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class Engine:
           batches: of `loader.picture_batches`, of this engine's batch size; with "originals" where there is anything to
             be cut out (`needs_originals`).
         """
+        self.occupancy = Occupancy()
         with ExitStack() as stack:
             fetcher = stack.enter_context(ThreadPoolExecutor(1, "fetch"))
             start = partial(self._start, fetcher)
@@ -144,8 +145,9 @@ class Engine:
         """Whether batches need the images at their own size."""
         return self._cuts
 
+    @cached_property
     def seconds_a_batch(self) -> float:
-        """How long the device takes for one, measured on grey images after compiling everything."""
+        """How long the device takes for one, measured once, on grey images, after compiling everything."""
         count, grid = self._batch_size, self._grid
         images = np.full((count, self._side, self._side, 3), 128, np.uint8)
         foreground = np.full((count, grid, grid), 255, np.uint8)

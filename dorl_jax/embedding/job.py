@@ -163,7 +163,7 @@ def _counted(rows: Iterator[Rows], bar: Any) -> Iterator[Rows]:
 
 def _predict(engine: Engine, images: ImageList, first: int, total: int, job: EmbedJob) -> None:
     """Say how long it will take, before it begins."""
-    device = engine.seconds_a_batch() / job.batch_size
+    device = engine.seconds_a_batch / job.batch_size
     pictures = FilePictures(images)
     start = time.perf_counter()
     probed = range(first, min(first + _PROBED, len(images)))

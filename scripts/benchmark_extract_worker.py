@@ -63,7 +63,7 @@ def prepare_jax(way: str, batch: int, dtype: Any, folder: Path, images: list[Pat
     from dorl_jax.data.pictures import FilePictures
     from dorl_jax.embedding.job import EmbedJob, embed_images
 
-    dorl = DoRL.load(folder / "run")
+    dorl = DoRL.load(folder / "run", only=dtype)
     facts = {"version": f"jax {jax.__version__}", "img_size": dorl.side}
     listed = open_images([str(path) for path in images])
     engine = dorl.engine(batch, dtype, -1)
@@ -147,7 +147,7 @@ def memory(folder: Path, count: int, batch: int) -> dict[str, float]:
     sources = [str(path) for path in itertools.islice(files, count)]
     images = ImageList([f"{place:07d}" for place in range(count)], sources)
     out = folder / "memory.parquet"
-    done = embed_images(DoRL.load(folder / "run"), images, out, EmbedJob(batch_size=batch))
+    done = embed_images(DoRL.load(folder / "run", only="float32"), images, out, EmbedJob(batch_size=batch))
     assert done.images == count, f"{done.images} of {count} images"
     out.unlink()
     return {"peak_bytes": status("VmHWM"), "idle_share": done.idle_share}

@@ -7,6 +7,7 @@ import numpy as np
 
 from dorl_jax.models import Cae, CaeConfig, LoraSam, SamConfig
 from dorl_jax.models.cae import HEAD_LAYERS
+from dorl_jax.models.image_encoder import ImageEncoderConfig
 
 LABORATORIES = 3
 
@@ -100,11 +101,20 @@ def multiply_adds(task: Task) -> float:
     """
     if task.kind == "cae":
         return 3.0 * task.batch * _cae_forward(CaeConfig.preset(task.variant))
-    encoder = SamConfig.preset(task.variant, task.image_size).encoder
+    forward = encoder_multiply_adds(SamConfig.preset(task.variant, task.image_size).encoder)
+    return (2.0 if task.trains else 1.0) * task.batch * forward
+
+
+def encoder_multiply_adds(encoder: ImageEncoderConfig) -> float:
+    """Multiply-adds an image of SAM's encoder and neck; windows that reach beyond the image are counted without that."""
     tokens, width, out = encoder.grid[0] * encoder.grid[1], encoder.width, encoder.out_channels
-    block = tokens * (12 * width**2 + 2 * tokens * width + sum(encoder.grid) * width)
-    ends = tokens * (3 * encoder.patch_size**2 * width + width * out + 9 * out**2)
-    return (2.0 if task.trains else 1.0) * task.batch * (encoder.depth * block + ends)
+    total = tokens * (3.0 * encoder.patch_size**2 * width + width * out + 9 * out**2)
+    for index in range(encoder.depth):
+        rows, columns = encoder.grid
+        if index not in encoder.global_blocks and encoder.window:
+            rows, columns = min(rows, encoder.window), min(columns, encoder.window)
+        total += tokens * (12 * width**2 + 2 * rows * columns * width + (rows + columns) * width)
+    return total
 
 
 def _cae_forward(config: CaeConfig) -> float:

@@ -1,4 +1,4 @@
-"""The step of a training, compiled for devices that need not be there. No weight is drawn."""
+"""The step of a training, or the encoder alone, compiled for devices that need not be there. No weight is drawn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.stages import Lowered
 
 from dorl_jax.errors import InputError
-from dorl_jax.models import Cae, CaeConfig, LoraConfig, LoraSam, SamConfig
+from dorl_jax.models import Cae, CaeConfig, LoraConfig, LoraSam, Sam, SamConfig
 from dorl_jax.models.abstract import abstract_model
-from dorl_jax.models.compute import set_compute
+from dorl_jax.models.attention import MOST_SCORES
+from dorl_jax.models.compute import round_kernels, set_compute
 from dorl_jax.parallel import batch_sharding, make_mesh, on_every_device, parameter_shardings
 from dorl_jax.stages.finetune_sam import segmentation_objective
 from dorl_jax.stages.train_cae import cae_objective
@@ -27,7 +29,7 @@ class StepToCompile:
 
     Attributes:
       variant: of the model.
-      step: "finetune" or "cae".
+      step: "finetune", "cae", or "forward": the encoder alone, neck included, with weights held in `dtype`.
       batch: images (or cells) a device.
       model: devices along the mesh's axis `model`.
       remat: see `set_compute`.
@@ -39,7 +41,7 @@ class StepToCompile:
     """
 
     variant: str = "vit_b"
-    step: Literal["finetune", "cae"] = "finetune"
+    step: Literal["finetune", "cae", "forward"] = "finetune"
     batch: int = 32
     model: int = 1
     remat: bool = False
@@ -49,6 +51,11 @@ class StepToCompile:
     image_size: int = 0
     laboratories: int = 3
 
+    @property
+    def side(self) -> int:
+        """Of the images, in pixels."""
+        return self.image_size or (112 if self.variant == "tiny" else 224)
+
 
 @dataclass(frozen=True)
 class LoweredStep:
@@ -57,11 +64,16 @@ class LoweredStep:
     Attributes:
       lowered: the step.
       trained, frozen: parameters that train, and that do not.
+      looped_flops: arithmetic of a device that the compiler does not count, for it counts the inside of a loop once:
+        attention of many tokens goes through its queries part by part. Of "forward" alone.
+      least_bytes: what a device has to read and write at least, weights, images and results. Of "forward" alone.
     """
 
     lowered: Lowered
     trained: int
     frozen: int
+    looped_flops: float = 0.0
+    least_bytes: int = 0
 
 
 def lower_step(what: StepToCompile, devices: Sequence[Any]) -> LoweredStep:
@@ -73,6 +85,8 @@ def lower_step(what: StepToCompile, devices: Sequence[Any]) -> LoweredStep:
     if what.batch % what.accumulate:
         raise InputError(f"--batch {what.batch} a device does not divide into --accumulate {what.accumulate} parts")
     mesh = make_mesh(what.model, devices)
+    if what.step == "forward":
+        return _lower_forward(what, mesh)
     model, trainable, loss, shapes = _finetune(what) if what.step == "finetune" else _cae(what)
     set_compute(model, dtype=what.dtype, remat=what.remat)
     graph, *(trained, rest) = nnx.split(model, trainable, ...)
@@ -94,11 +108,37 @@ def lower_step(what: StepToCompile, devices: Sequence[Any]) -> LoweredStep:
     return LoweredStep(lowered, _count(trained), _count(rest))
 
 
+def _lower_forward(what: StepToCompile, mesh: Mesh) -> LoweredStep:
+    config = SamConfig.preset(what.variant, what.side)
+    model = abstract_model(lambda rngs: round_kernels(set_compute(Sam(config, rngs=rngs), dtype=what.dtype)))
+    graph, encoder, _ = nnx.split(model, lambda path, _: path[0] == "image_encoder", ...)
+    del graph
+    parts, whole = nnx.split(model)
+
+    def encode(weights: nnx.State, images: Any) -> Any:
+        return nnx.merge(parts, weights).encode_image(images)
+
+    images = jax.ShapeDtypeStruct(
+        (what.batch * mesh.size, what.side, what.side, 3), np.uint8, sharding=batch_sharding(mesh)
+    )
+    weights = _shapes(whole, jax.tree.map(lambda _: on_every_device(mesh), whole))
+    program = jax.jit(encode, out_shardings=batch_sharding(mesh))
+    results = jax.eval_shape(encode, weights, images)
+    rows = [images, *jax.tree.leaves(results)]
+    least = _bytes(encoder) + sum(_bytes(array) for array in rows) // mesh.size
+    shape = config.encoder
+    tokens, in_loops = shape.grid[0] * shape.grid[1], 0.0
+    if tokens**2 > MOST_SCORES:
+        parts_of_queries = -(-(tokens**2) // MOST_SCORES)
+        in_loops = 4.0 * tokens**2 * shape.width * len(shape.global_blocks) * (1 - 1 / parts_of_queries)
+    return LoweredStep(program.lower(weights, images), 0, _count(encoder), what.batch * in_loops, least)
+
+
 Parts = tuple[nnx.Module, nnx.filterlib.Filter, LossFunction, dict[str, tuple[tuple[int, ...], Any]]]
 
 
 def _finetune(what: StepToCompile) -> Parts:
-    size = what.image_size or (112 if what.variant == "tiny" else 224)
+    size = what.side
     config = SamConfig.preset(what.variant, size)
     lora = None if what.encoder == "full" else LoraConfig()
     model = abstract_model(lambda rngs: LoraSam(config, lora, rngs=rngs))
@@ -121,6 +161,10 @@ def _cae(what: StepToCompile) -> Parts:
 
 def _shapes(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, shardings)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _count(tree: Any) -> int:

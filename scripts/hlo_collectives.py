@@ -82,6 +82,11 @@ def estimated_cycles(text: str) -> int:
     return total
 
 
+def holds_square(text: str, side: int) -> bool:
+    """Whether the program has an array with two axes of that length, such as the scores of all tokens."""
+    return any(sizes.split(",").count(str(side)) > 1 for _, sizes in _SHAPE.findall(text))
+
+
 def _computations(text: str) -> dict[str, list[str]]:
     """Lines of each computation; that where the program begins is called ENTRY."""
     computations: dict[str, list[str]] = {}

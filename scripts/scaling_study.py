@@ -1,6 +1,7 @@
-"""Compile a training's step for TPUs that are not there, and print what it costs and sends.
+"""Compile a training's step, or the encoder alone, for TPUs that are not there, and print what it costs and sends.
 
     python scripts/scaling_study.py --variant vit_b --step finetune --topology v5e:2x4 [--topology ...] [--json]
+    python scripts/scaling_study.py --variant vit_b --step forward --image-size 1024 --batch 4 --topology v5e:2x4
 
 For TPUs (v5e:2x4, v5p:2x2x1, v6e:2x4, ..) libtpu is needed (`pip install 'dorl-jax[aot]'`), but no TPU: only the
 compiler runs. `--topology cpu:8` (or `--cpu 8`) compiles for eight CPU devices instead. It is the step that
@@ -16,7 +17,7 @@ import subprocess
 import sys
 from typing import Any
 
-from hlo_collectives import Collective, collectives, estimated_cycles
+from hlo_collectives import Collective, collectives, estimated_cycles, holds_square
 from tpu_chips import Chip, chip_of, efficiency, network_seconds, roofline
 
 from dorl_jax.errors import InputError
@@ -53,12 +54,13 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", default="vit_b", choices=("tiny", "vit_b", "vit_l", "vit_h"))
-    parser.add_argument("--step", default="finetune", choices=("finetune", "cae"))
+    parser.add_argument("--step", default="finetune", choices=("finetune", "cae", "forward"))
     parser.add_argument(
         "--topology", action="append", default=[], help="v5e:2x4, v5p:2x2x1, v6e:2x4, cpu:8; repeatable"
     )
     parser.add_argument("--cpu", type=int, help="the same as --topology cpu:N")
     parser.add_argument("--batch", type=int, default=32, help="images or cells a chip")
+    parser.add_argument("--image-size", type=int, default=0, help="side in pixels; 112 (tiny) or 224 if not given")
     parser.add_argument("--model", type=int, default=1, help="chips along the mesh's axis `model`")
     parser.add_argument("--remat", action="store_true", help="compute blocks again in the backward pass")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of the arithmetic")
@@ -102,8 +104,11 @@ def study(topology: str, options: argparse.Namespace) -> dict[str, Any]:
     """What is printed of a topology, in the process that compiles for it."""
     # Imported here, where the environment is that of the topology.
     import jax
+    from benchmark_tasks import encoder_multiply_adds
     from compiled_step import StepToCompile, lower_step
     from jax.experimental import topologies
+
+    from dorl_jax.models import SamConfig
 
     on_cpu = topology.startswith("cpu:")
     if on_cpu:
@@ -113,7 +118,7 @@ def study(topology: str, options: argparse.Namespace) -> dict[str, Any]:
     devices = jax.devices() if on_cpu else topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     what = StepToCompile(
         options.variant, options.step, options.batch, options.model, options.remat, options.dtype, options.encoder,
-        options.accumulate,
+        options.accumulate, options.image_size,
     )  # fmt: skip
     lowered = lower_step(what, devices)
     record = {
@@ -125,8 +130,10 @@ def study(topology: str, options: argparse.Namespace) -> dict[str, Any]:
         "trained_parameters": lowered.trained,
         "frozen_parameters": lowered.frozen,
     }
-    if options.step == "cae":
+    if options.step != "finetune":
         del record["encoder"]
+    if options.step != "cae":
+        record["image_size"] = what.side
     try:
         compiled = lowered.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -144,7 +151,7 @@ def study(topology: str, options: argparse.Namespace) -> dict[str, Any]:
     reduced = sum(one.elements for one in found if one.kind == "all-reduce")
     record |= {
         # XLA counts the inside of a loop once, however often it runs.
-        "flops": cost["flops"] * options.accumulate,
+        "flops": cost["flops"] * options.accumulate + lowered.looped_flops,
         "bytes_accessed": cost["bytes accessed"] * options.accumulate,
         "optimal_seconds": cost.get("optimal_seconds"),
         "loops": text.count(" while("),
@@ -159,6 +166,13 @@ def study(topology: str, options: argparse.Namespace) -> dict[str, Any]:
             "program": memory.generated_code_size_in_bytes,
         },
     }
+    if options.step == "forward":
+        encoder = SamConfig.preset(what.variant, what.side).encoder
+        record |= {
+            "analytic_flops": 2 * what.batch * encoder_multiply_adds(encoder),
+            "least_bytes": lowered.least_bytes,
+            "scores_of_all_tokens": holds_square(text, encoder.grid[0] * encoder.grid[1]),
+        }
     sizes = record["memory"]
     sizes["peak"] = sum(sizes.values()) - 2 * sizes["aliased"]
     return record if on_cpu else record | in_time(chip_of(topology), record, found, estimated_cycles(text))
@@ -194,12 +208,27 @@ def in_time(chip: Chip, record: dict[str, Any], found: list[Collective], cycles:
     }
 
 
+def forward_lines(record: dict[str, Any]) -> list[str]:
+    """How far the compiled encoder is from what it has to do; nothing for a training's step."""
+    if record["step"] != "forward":
+        return []
+    lines = [
+        f"| FLOPs over the analytic count | {record['flops'] / record['analytic_flops']:.3f} |",
+        f"| bytes over the least that must move | {record['bytes_accessed'] / record['least_bytes']:.2f} |",
+        f"| an array of all tokens by all tokens | {'yes' if record['scores_of_all_tokens'] else 'no'} |",
+    ]
+    if record.get("estimated_seconds"):
+        share = record["estimated_seconds"] / record["arithmetic_seconds"]
+        lines.append(f"| the compiler's estimate over FLOPs at the peak rate | {share:.2f} |")
+    return lines
+
+
 def as_text(record: dict[str, Any]) -> str:
     """The record as tables in Markdown."""
     title = ", ".join(f"{name} {record[name]}" for name in ("variant", "step", "topology"))
     settings = ", ".join(
         f"{name} {record[name]}"
-        for name in ("batch", "model", "remat", "dtype", "encoder", "accumulate")
+        for name in ("batch", "image_size", "model", "remat", "dtype", "encoder", "accumulate")
         if name in record
     )
     versions = f"jax {record['jax']}" + (f", libtpu {record['libtpu']}" if record["libtpu"] else "")
@@ -212,6 +241,7 @@ def as_text(record: dict[str, Any]) -> str:
         "|---|---:|",
         f"| parameters: trained, frozen | {trained:,}, {record['frozen_parameters']:,} |",
         f"| FLOPs | {record['flops']:.3e} |",
+        *forward_lines(record),
         f"| bytes read and written, cache included | {record['bytes_accessed']:.3e} |",
         f"| bytes sent to other devices | {record['sent_bytes']:,.0f} |",
         f"| numbers summed over devices beyond the gradients | {record['reduced_beside_gradients']:,} |",

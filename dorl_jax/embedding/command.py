@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
         process=process,
         processes=processes,
     )
-    done = embed_images(DoRL.load(options.model), images, options.out, job, progress=not options.quiet)
+    done = embed_images(DoRL.load(options.model, only=job.dtype), images, options.out, job, progress=not options.quiet)
     print(_told(done, options.out))
 
 

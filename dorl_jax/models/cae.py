@@ -300,6 +300,13 @@ class Cae(nnx.Module):
             raise ValueError("this autoencoder has no pixel encoder")
         return self.contrast_head(self.encode_pixels(crops), standardise)
 
+    def keep_encoders(self) -> "Cae":
+        """Drop, in place, what only training needs, a third of the weights: from now on `encode` is all it does."""
+        for name in ("decoder", "image_head", "projector", "contrast_head"):
+            if hasattr(self, name):
+                delattr(self, name)
+        return self
+
     def __call__(
         self, features: Float[AnyArray, "b h w c"], kept: Int[AnyArray, "b n"] | None = None
     ) -> dict[str, Array]:

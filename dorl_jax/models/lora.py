@@ -189,8 +189,14 @@ class AdaptedLinear(Linear):
             self.kernel.set_value(kernel + update)
 
     def unmerge(self) -> None:
-        """Take `merge` back, to the last bit."""
+        """Take `merge` back, to the last bit.
+
+        Raises:
+          ValueError: what the kernel was has been let go (see `forget_unmerged`).
+        """
         if self.unmerged is not None:
+            if not self.unmerged.size:
+                raise ValueError("what this model's weights were before LoRA was merged has been let go: load it again")
             self.kernel.set_value(self.unmerged[...])
             self.unmerged = None
 
@@ -223,6 +229,14 @@ def unmerge_lora(model: nnx.Module) -> None:
     for _, module in nnx.iter_modules(model):
         if isinstance(module, AdaptedLinear):
             module.unmerge()
+
+
+def forget_unmerged(model: nnx.Module) -> None:
+    """Let go, in place, of what merged kernels were: `unmerge_lora` would no longer give the model that was trained."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, AdaptedLinear) and module.unmerged is not None:
+            # Merged it stays: a map without this would apply its update a second time.
+            module.unmerged = Unmerged(jnp.zeros((0, 0)))
 
 
 def has_lora(model: nnx.Module) -> bool:

@@ -13,6 +13,7 @@ from dorl_jax import DoRL
 from dorl_jax.data.crops import cell_view, is_empty
 from dorl_jax.data.cut import mask_at
 from dorl_jax.data.images import read_image, resize_image
+from dorl_jax.dorl import Dtype
 from dorl_jax.errors import InputError
 from dorl_jax.models import Cae, CaeConfig, LoraSam
 
@@ -107,6 +108,27 @@ def test_a_run_is_loaded(tmp_path: Path, images: Path) -> None:
     changed = DoRL(other.lora_sam.unmerge(), other.cae, zoom=1.5).provenance["weights"]
     assert changed["segmenter"] == own.provenance["weights"]["segmenter"]
     assert changed["autoencoder"] != own.provenance["weights"]["autoencoder"]
+
+
+def held(dorl: DoRL) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state((dorl.lora_sam, dorl.cae))))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loaded_for_one_type_it_holds_less_and_gives_the_same(tmp_path: Path, images: Path, dtype: Dtype) -> None:
+    run = save_small_run(tmp_path, zoom=0)
+    whole, lean = DoRL.load(run), DoRL.load(run, only=dtype)
+    assert lean.provenance == whole.provenance
+    paths = [images / f"{place:03d}.png" for place in FINE]
+    np.testing.assert_array_equal(
+        lean.embed(paths, batch_size=4, dtype=dtype), whole.embed(paths, batch_size=4, dtype=dtype)
+    )
+    assert held(lean) < (0.85 if dtype == "float32" else 0.5) * held(whole)
+    other: Dtype = "bfloat16" if dtype == "float32" else "float32"
+    with pytest.raises(InputError, match=f"loaded for {dtype} only"):
+        lean.embed(paths, dtype=other)
+    with pytest.raises(ValueError, match="has been let go"):
+        lean.lora_sam.unmerge()
 
 
 def test_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:

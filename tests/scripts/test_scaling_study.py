@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import pytest
 from flax import nnx
-from hlo_collectives import Collective, collectives, estimated_cycles
+from hlo_collectives import Collective, collectives, estimated_cycles, holds_square
 from tpu_chips import CHIPS, efficiency, network_seconds, roofline
 
-from dorl_jax.models import Cae, CaeConfig, LoraConfig, LoraSam, SamConfig
+from dorl_jax.models import Cae, CaeConfig, LoraConfig, LoraSam, Sam, SamConfig
 from dorl_jax.models.abstract import abstract_model
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "scaling_study.py"
@@ -54,6 +54,29 @@ def test_a_step_sends_gradients_and_statistics_alone(step):
     assert (reduced["kind"], reduced["group"]) == ("all-reduce", 8)
     assert reduced["bytes"] - 4 * trained in [4 * count for count in STATISTICS[step]]
     assert record["sent_bytes"] == pytest.approx(2 * 7 / 8 * reduced["bytes"])
+
+
+@pytest.mark.slow
+def test_the_encoder_alone():
+    options = ("--variant", "tiny", "--step", "forward", "--topology", "cpu:2", "--dtype", "float32", "--batch", "2")
+    [record] = study(*options)
+    sam = abstract_model(lambda rngs: Sam(SamConfig.preset("tiny", 112), rngs=rngs))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(sam.image_encoder)))
+    assert record["frozen_parameters"] == weights
+    assert record["collectives"] == []
+    grid, config = 112 // sam.config.encoder.patch_size, sam.config.encoder
+    results = grid * grid * (config.width + config.out_channels) * 4
+    assert record["least_bytes"] == 4 * weights + 2 * (112 * 112 * 3 + results)
+    assert 1 <= record["flops"] / record["analytic_flops"] < 1.15
+    assert record["scores_of_all_tokens"]  # 49 tokens need no parts
+
+
+@pytest.mark.slow
+def test_many_tokens_have_no_array_of_all_scores():
+    options = ("--variant", "tiny", "--step", "forward", "--topology", "cpu:1", "--batch", "1", "--image-size", "1024")
+    [record] = study(*options)
+    assert not record["scores_of_all_tokens"]  # 4096 x 4096
+    assert 1 <= record["flops"] / record["analytic_flops"] < 1.15
 
 
 @pytest.mark.slow
@@ -108,6 +131,11 @@ def test_collectives_are_read_off_the_text():
         Collective("all-reduce", 4, 1, 11, 28),
     ]
     assert estimated_cycles(TEXT) == 70
+
+
+def test_a_square_array_is_seen():
+    assert not holds_square(TEXT, 4)
+    assert holds_square(TEXT + "  %s = f32[2,4,8,4]{3,2,1,0} dot(%q, %k)", 4)
 
 
 def test_bytes_sent_are_those_of_a_ring():

@@ -106,7 +106,7 @@ def multiply_adds(task: Task) -> float:
 
 
 def encoder_multiply_adds(encoder: ImageEncoderConfig) -> float:
-    """Multiply-adds an image of SAM's encoder and neck; windows that reach beyond the image are counted without that."""
+    """Multiply-adds an image of SAM's encoder and neck, of windows only what lies in the image."""
     tokens, width, out = encoder.grid[0] * encoder.grid[1], encoder.width, encoder.out_channels
     total = tokens * (3.0 * encoder.patch_size**2 * width + width * out + 9 * out**2)
     for index in range(encoder.depth):

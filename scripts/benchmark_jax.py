@@ -11,7 +11,7 @@ from jax.stages import Compiled
 from safetensors.numpy import load_file
 
 from dorl_jax.models import SAM_PIXEL_MEAN, SAM_PIXEL_STD
-from dorl_jax.models.compute import round_kernels, set_compute
+from dorl_jax.models.compute import round_kernels, set_compute, with_rounded_kernels
 from dorl_jax.stages.finetune_sam import segmentation_objective
 from dorl_jax.stages.train_cae import cae_objective
 from dorl_jax.training.optim import adamw
@@ -57,12 +57,13 @@ def _training(
     model: nnx.Module, trainable: nnx.filterlib.Filter, objective: LossFunction, batch: dict, weight_decay: float
 ) -> tuple[Run, Compiled]:
     graph, *(trained, rest) = nnx.split(model, trainable, ...)
+    rest = with_rounded_kernels(model, rest)
     optimiser = adamw(lambda step: 1e-4, weight_decay)
     state = init_state(trained, optimiser, 0)
     step = jax.jit(make_step(graph, objective, optimiser), donate_argnums=0)
     program = step.lower(state, rest, batch).compile()
 
-    def one() -> float:
+    def one(own: nnx.Module = model) -> float:  # a training keeps its model, too, while it steps
         nonlocal state
         state, losses = program(state, rest, batch)
         return float(losses["loss"])

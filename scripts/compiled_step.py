@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -15,7 +16,7 @@ from dorl_jax.errors import InputError
 from dorl_jax.models import Cae, CaeConfig, LoraConfig, LoraSam, Sam, SamConfig
 from dorl_jax.models.abstract import abstract_model
 from dorl_jax.models.attention import MOST_SCORES
-from dorl_jax.models.compute import round_kernels, set_compute
+from dorl_jax.models.compute import round_kernels, set_compute, with_rounded_kernels
 from dorl_jax.parallel import batch_sharding, make_mesh, on_every_device, parameter_shardings
 from dorl_jax.stages.finetune_sam import segmentation_objective
 from dorl_jax.stages.train_cae import cae_objective
@@ -90,6 +91,7 @@ def lower_step(what: StepToCompile, devices: Sequence[Any]) -> LoweredStep:
     model, trainable, loss, shapes = _finetune(what) if what.step == "finetune" else _cae(what)
     set_compute(model, dtype=what.dtype, remat=what.remat)
     graph, *(trained, rest) = nnx.split(model, trainable, ...)
+    rest = jax.eval_shape(partial(with_rounded_kernels, model), rest)
     optimiser = adamw(warmup_cosine(1e-4, 500, 10_000), 0.1)
     settings = StepSettings(accumulate=what.accumulate)
     state = jax.eval_shape(lambda trained: init_state(trained, optimiser, 0, settings), trained)

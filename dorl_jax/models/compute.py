@@ -1,6 +1,7 @@
 """How a model computes: in which type, and what it keeps for the backward pass. Its weights are the same."""
 
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -38,8 +39,23 @@ def round_kernels(model: M) -> M:
     halves their memory. For inference: what was rounded away is gone, so that the model neither trains nor is saved.
     Merge LoRA updates before, not behind it.
     """
-    for _, module in nnx.iter_modules(model):
+    for _, module, dtype in _maps(model):
+        module.kernel.set_value(module.kernel[...].astype(dtype))
+    return model
+
+
+def with_rounded_kernels(model: nnx.Module, state: nnx.State) -> nnx.State:
+    """The state, some of the model's, with kernels as `round_kernels` holds them; model and state stay as they are."""
+    kernels = {(*path, "kernel"): dtype for path, _, dtype in _maps(model)}
+    return nnx.from_flat_state(
+        (path, leaf.replace(leaf[...].astype(kernels[path])) if path in kernels else leaf)
+        for path, leaf in nnx.to_flat_state(state)
+    )
+
+
+def _maps(model: nnx.Module) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
+    """Path, module and type of all that multiply by a kernel in a type of their own."""
+    for path, module in nnx.iter_modules(model):
         known = vars(module)
         if "kernel" in known and known.get("dtype") is not None:
-            module.kernel.set_value(module.kernel[...].astype(module.dtype))  # type: ignore[attr-defined]
-    return model
+            yield path, module, known["dtype"]

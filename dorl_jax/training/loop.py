@@ -16,6 +16,7 @@ from flax import nnx
 from tqdm.auto import tqdm
 
 from dorl_jax.errors import InputError
+from dorl_jax.models.compute import with_rounded_kernels
 from dorl_jax.parallel import (
     is_main,
     local_copy,
@@ -168,7 +169,8 @@ def train(
     shardings = parameter_shardings(jax.eval_shape(initial, trained), mesh)
     # Copies: what the step is given it uses up, and the model keeps its own until the end.
     state: TrainState = jax.jit(initial, out_shardings=shardings)(place(jax.tree.map(jnp.copy, trained), mesh))
-    rest = place(rest, mesh)
+    # What does not train is converted once rather than in every step, and on an accelerator takes half the memory.
+    rest = place(with_rounded_kernels(model, rest), mesh)
     step = make_step(graph, loss_function, optimiser, settings.step)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, on_every_device(mesh)))
 

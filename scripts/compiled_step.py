@@ -113,8 +113,7 @@ def lower_step(what: StepToCompile, devices: Sequence[Any]) -> LoweredStep:
 def _lower_forward(what: StepToCompile, mesh: Mesh) -> LoweredStep:
     config = SamConfig.preset(what.variant, what.side)
     model = abstract_model(lambda rngs: round_kernels(set_compute(Sam(config, rngs=rngs), dtype=what.dtype)))
-    graph, encoder, _ = nnx.split(model, lambda path, _: path[0] == "image_encoder", ...)
-    del graph
+    encoder = nnx.state(model.image_encoder)
     parts, whole = nnx.split(model)
 
     def encode(weights: nnx.State, images: Any) -> Any:

@@ -67,7 +67,8 @@ def main() -> None:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         _write(options.out / "extract.csv", rows)
-        _write(options.out / "extract_ratios.csv", ratios)
+        if ratios:  # two ways of one package have none
+            _write(options.out / "extract_ratios.csv", ratios)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from jax.stages import Lowered
 from dorl_jax.errors import InputError
 from dorl_jax.models import Cae, CaeConfig, LoraConfig, LoraSam, Sam, SamConfig
 from dorl_jax.models.abstract import abstract_model
-from dorl_jax.models.attention import MOST_SCORES
+from dorl_jax.models.attention import parts_of
 from dorl_jax.models.compute import round_kernels, set_compute, with_rounded_kernels
 from dorl_jax.parallel import batch_sharding, make_mesh, on_every_device, parameter_shardings
 from dorl_jax.stages.finetune_sam import segmentation_objective
@@ -81,8 +81,12 @@ def lower_step(what: StepToCompile, devices: Sequence[Any]) -> LoweredStep:
     """Trace the training's own step for these devices.
 
     Raises:
-      InputError: devices or batch do not divide.
+      InputError: devices or batch do not divide; a choice that this step has no use for.
     """
+    if what.step == "forward" and (what.model, what.remat, what.accumulate) != (1, False, 1):
+        raise InputError("--step forward takes no --model, --remat or --accumulate: nothing trains")
+    if what.step == "cae" and what.image_size:
+        raise InputError("--step cae takes no --image-size: its batches are features")
     if what.batch % what.accumulate:
         raise InputError(f"--batch {what.batch} a device does not divide into --accumulate {what.accumulate} parts")
     mesh = make_mesh(what.model, devices)
@@ -128,10 +132,9 @@ def _lower_forward(what: StepToCompile, mesh: Mesh) -> LoweredStep:
     rows = [images, *jax.tree.leaves(results)]
     least = _bytes(encoder) + sum(_bytes(array) for array in rows) // mesh.size
     shape = config.encoder
-    tokens, in_loops = shape.grid[0] * shape.grid[1], 0.0
-    if tokens**2 > MOST_SCORES:
-        parts_of_queries = -(-(tokens**2) // MOST_SCORES)
-        in_loops = 4.0 * tokens**2 * shape.width * len(shape.global_blocks) * (1 - 1 / parts_of_queries)
+    tokens = shape.grid[0] * shape.grid[1]
+    skipped = 1 - 1 / parts_of(tokens, tokens)  # of the two products of attention
+    in_loops = 4.0 * tokens**2 * shape.width * len(shape.global_blocks) * skipped
     return LoweredStep(program.lower(weights, images), 0, _count(encoder), what.batch * in_loops, least)
 
 

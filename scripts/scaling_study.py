@@ -28,11 +28,11 @@ SCALES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 def main() -> None:
     """Compile for each topology, and print."""
     options = _parser().parse_args()
-    if options.one:
-        print(json.dumps(study(options.one, options)))
-        return
     topologies = [*options.topology, *([f"cpu:{options.cpu}"] if options.cpu else [])]
     try:
+        if options.one:
+            print(json.dumps(study(options.one, options)))
+            return
         if not topologies:
             raise InputError("give at least one --topology, such as v5e:2x4 or cpu:8")
         environments = [environment(topology) for topology in topologies]

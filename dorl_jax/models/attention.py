@@ -21,7 +21,7 @@ def attend(
     Up to `MOST_SCORES` the weights are kept for the backward pass. Beyond it both passes go through the queries part by
     part and the backward pass computes them again, so that an array of n x m never exists.
     """
-    parts = _parts(q.shape[2], k.shape[2])
+    parts = parts_of(q.shape[2], k.shape[2])
     if parts == 1:
         return _attend(q, k, v)
     return _joined(lax.map(lambda rows: _attend(rows, k, v), _split(q, parts)))
@@ -44,7 +44,7 @@ def _powers(q: Array, k: Array) -> Float[Array, "b heads n m"]:
 
 
 def _attend_forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array, Array, Array | None]]:
-    if _parts(q.shape[2], k.shape[2]) > 1:
+    if parts_of(q.shape[2], k.shape[2]) > 1:
         return attend(q, k, v), (q, k, v, None)
     powers = _powers(q, k)
     return _mixed(powers, v), (q, k, v, powers)
@@ -56,7 +56,7 @@ def _attend_backward(saved: tuple[Array, Array, Array, Array | None], grad: Arra
         return _gradients(q, k, v, powers, grad)
     # Behind the barrier nothing is recognised as what the forward pass had computed, and kept after all.
     (q, k, v), grad = lax.optimization_barrier(((q, k, v), grad))
-    parts = _parts(q.shape[2], k.shape[2])
+    parts = parts_of(q.shape[2], k.shape[2])
 
     def add(total: tuple[Array, Array], rows: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
         of_q, of_k, of_v = _gradients(rows[0], k, v, _powers(rows[0], k), rows[1])
@@ -83,7 +83,7 @@ def _gradients(q: Array, k: Array, v: Array, powers: Array, grad: Array) -> tupl
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _parts(queries: int, keys: int) -> int:
+def parts_of(queries: int, keys: int) -> int:
     """The fewest parts of equal size that the queries divide into, with at most `MOST_SCORES` scores each."""
     parts = range(1, queries + 1)
     fitting = (some for some in parts if queries % some == 0 and queries // some * keys <= MOST_SCORES)

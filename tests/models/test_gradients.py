@@ -73,7 +73,7 @@ def test_attention_in_parts_is_attention(monkeypatch, most):
     q, k, v = (jnp.asarray(rng.standard_normal((2, 3, rows, 6)), jnp.float32) for rows in (12, 7, 7))
     whole, of_whole = jax.vjp(attend, q, k, v)
     monkeypatch.setattr(attention, "MOST_SCORES", most)
-    assert attention._parts(12, 7) == {10: 12, 35: 3, 42: 2, 69: 2}[most]
+    assert attention.parts_of(12, 7) == {10: 12, 35: 3, 42: 2, 69: 2}[most]
     found, of_parts = jax.vjp(attend, q, k, v)
     for a, b in zip([found, *of_parts(found)], [whole, *of_whole(whole)], strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)

@@ -94,6 +94,11 @@ def test_bad_options_are_refused_by_name():
         ((), "--topology"),
         (("--topology", "v9:2x4"), "v9:2x4"),
         (("--topology", "cpu:many"), "cpu:many"),
+        (
+            ("--topology", "cpu:1", "--step", "forward", "--accumulate", "2"),
+            "takes no --model, --remat or --accumulate",
+        ),
+        (("--topology", "cpu:1", "--step", "cae", "--image-size", "64"), "takes no --image-size"),
     ]:
         ran = run(*options, check=False)
         assert ran.returncode == 1

@@ -15,11 +15,12 @@ import jax
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dorl_jax import __version__, config, data_command, judge_command, neighbours_command, predict_command
+from dorl_jax.config import SETTINGS_FILE
 from dorl_jax.embedding import command as embed_command
 from dorl_jax.errors import InputError
 from dorl_jax.exports import command as export_command
 from dorl_jax.parallel import initialise, is_main
-from dorl_jax.stages.run import SETTINGS_FILE, STAGES, RunSettings, Stage, open_run, run_stages
+from dorl_jax.stages.run import STAGES, RunSettings, Stage, open_run, run_stages
 from dorl_jax.training.stopping import Interrupted
 from weights_conversion import command
 

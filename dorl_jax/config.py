@@ -16,6 +16,9 @@ from dorl_jax.files import write_text
 
 T = TypeVar("T")
 
+# Of a run, in its folder.
+SETTINGS_FILE = "settings.toml"
+
 
 def setting(default: Any, help: str) -> Any:
     """A dataclass field with a default and the sentence that `--help` shows for it."""
@@ -35,14 +38,15 @@ def load(settings_type: type[T], path: str | os.PathLike[str], overrides: Mappin
     Raises:
       InputError: no such file, no TOML, an unknown key, or a value of another type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no settings file at {path}")
-    try:
-        tree = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from error
-    return build(settings_type, tree, overrides, origin=str(path))
+    return build(settings_type, _read(Path(path)), overrides, origin=str(path))
+
+
+def load_section(settings_type: type[T], path: str | os.PathLike[str], section: str) -> T:
+    """One section of a TOML file, without regard to the others; all defaults where the file has none (see `load`)."""
+    tree = _read(Path(path)).get(section, {})
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: {section!r} is not a section")
+    return build(settings_type, tree, origin=f"{path}, section [{section}]")
 
 
 def build(
@@ -61,6 +65,15 @@ def build(
         return msgspec.convert(merged, settings_type, strict=False)
     except msgspec.ValidationError as error:
         raise InputError(f"{origin}: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"no settings file at {path}")
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from error
 
 
 def as_tree(settings: Any) -> dict[str, Any]:

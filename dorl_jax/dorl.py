@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float32, UInt8
 from tqdm.auto import tqdm
 
 from dorl_jax import __version__, config
+from dorl_jax.config import SETTINGS_FILE
 from dorl_jax.data.image_lists import ImageList, open_images
 from dorl_jax.data.loader import picture_batches
 from dorl_jax.data.pictures import ArrayPictures, FilePictures, Pictures
@@ -25,6 +26,7 @@ from dorl_jax.models import Cae, LoraSam
 from dorl_jax.models.compute import round_kernels, set_compute
 from dorl_jax.models.layers import AnyArray
 from dorl_jax.models.lora import forget_unmerged
+from dorl_jax.stages.extract import ExtractSettings
 from dorl_jax.stages.segment import segment_pictures
 from dorl_jax.training.checkpoints import load_model
 
@@ -44,8 +46,21 @@ class DoRL:
       parity: crop as the released code does.
     """
 
-    def __init__(self, lora_sam: LoraSam, cae: Cae, *, zoom: float = 0.0, parity: bool = False) -> None:
+    def __init__(
+        self,
+        lora_sam: LoraSam,
+        cae: Cae,
+        *,
+        zoom: float = 0.0,
+        parity: bool = False,
+        weights: Mapping[str, str] | None = None,
+    ) -> None:
         """Put the two together; the LoRA of the segmenter is merged in place.
+
+        Args:
+          lora_sam, cae, zoom, parity: see the class.
+          weights: `weights_fingerprint` of "segmenter" and "autoencoder" as they were trained, for models that have
+            been merged or cut down since; by default taken of the models given.
 
         Raises:
           InputError: an autoencoder for features of another shape.
@@ -56,7 +71,9 @@ class DoRL:
                 f"the autoencoder reads features {cae.config.grid} x {cae.config.grid} x {cae.config.width}, the "
                 f"segmenter gives {encoder.grid[0]} x {encoder.grid[1]} x {encoder.width}: they are of different runs"
             )
-        self._weights = {"segmenter": weights_fingerprint(lora_sam), "autoencoder": weights_fingerprint(cae)}
+        if weights is None:
+            weights = {"segmenter": weights_fingerprint(lora_sam), "autoencoder": weights_fingerprint(cae)}
+        self._weights = dict(weights)
         self.lora_sam, self.cae, self.zoom, self.parity = lora_sam.merge(), cae, zoom, parity
         self._engines: dict[Any, Engine] = {}
         self._only: Dtype | None = None
@@ -73,21 +90,23 @@ class DoRL:
         Raises:
           InputError: no run, or one in which a model is missing.
         """
-        # Only here: the stages bring in scikit-learn, plots and more.
-        from dorl_jax.stages.run import SETTINGS_FILE, RunSettings
-
         run = Path(run)
         if not (run / SETTINGS_FILE).is_file():
             raise InputError(f"no run at {run}: {SETTINGS_FILE} is missing; name the folder that `dorl-jax run` made")
-        settings = config.load(RunSettings, run / SETTINGS_FILE).extract
-        segmenter = load_model(run / "finetune_sam" / "model", LoraSam)
+        # Not the settings of all stages: they would bring in scikit-learn, plots and more.
+        settings = config.load_section(ExtractSettings, run / SETTINGS_FILE, "extract")
+        # The larger first, and the second when the first has let go of what it does not need: the peak is lower.
         cae = load_model(run / "train_cae" / "model", Cae)
-        dorl = cls(segmenter, cae, zoom=settings.zoom, parity=settings.parity)
+        weights = {"autoencoder": weights_fingerprint(cae)}
         if only is not None:
-            forget_unmerged(segmenter)
-            for model in (segmenter, cae.keep_encoders()):
-                round_kernels(set_compute(model, dtype=only))
-            dorl._only = only
+            round_kernels(set_compute(cae.keep_encoders(), dtype=only))
+        segmenter = load_model(run / "finetune_sam" / "model", LoraSam)
+        weights["segmenter"] = weights_fingerprint(segmenter)
+        if only is not None:
+            forget_unmerged(segmenter.merge())
+            round_kernels(set_compute(segmenter, dtype=only))
+        dorl = cls(segmenter, cae, zoom=settings.zoom, parity=settings.parity, weights=weights)
+        dorl._only = only
         return dorl
 
     @property

@@ -169,6 +169,7 @@ def write_inputs(variant: str, folder: Path, data: str, count: int) -> None:
     from safetensors.numpy import save_file
 
     from dorl_jax import config
+    from dorl_jax.config import SETTINGS_FILE
     from dorl_jax.data.laboratory import open_laboratories
     from dorl_jax.data.manifest import make_manifest
     from dorl_jax.data.synthetic import write_laboratories
@@ -176,7 +177,7 @@ def write_inputs(variant: str, folder: Path, data: str, count: int) -> None:
     from dorl_jax.models import Cae, CaeConfig, LoraSam, SamConfig
     from dorl_jax.models.sam import SAM_PIXEL_MEAN, SAM_PIXEL_STD
     from dorl_jax.stages.extract import ExtractSettings
-    from dorl_jax.stages.run import SETTINGS_FILE, RunSettings
+    from dorl_jax.stages.run import RunSettings
     from dorl_jax.training.checkpoints import save_model
     from weights_conversion import export_cae, export_lora_sam
 

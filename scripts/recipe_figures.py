@@ -27,10 +27,11 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 
 from dorl_jax import config
+from dorl_jax.config import SETTINGS_FILE
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.evaluation.adaptation import in_own_units, self_train
 from dorl_jax.evaluation.latents import Latents, read_latents
-from dorl_jax.stages.run import SETTINGS_FILE, RunSettings
+from dorl_jax.stages.run import RunSettings
 from dorl_jax.training.checkpoints import read_description
 
 SCALINGS = ("source", "own", "self-training")

@@ -8,9 +8,10 @@ import numpy as np
 from flax import nnx
 
 from dorl_jax import config
+from dorl_jax.config import SETTINGS_FILE
 from dorl_jax.dorl import DoRL
 from dorl_jax.models import Cae, CaeConfig, LoraSam, SamConfig
-from dorl_jax.stages.run import SETTINGS_FILE, RunSettings
+from dorl_jax.stages.run import RunSettings
 from dorl_jax.training.checkpoints import save_model
 
 SIDE = 48

@@ -6,9 +6,10 @@ from flax import nnx
 from small_sam import lora_sam
 
 from dorl_jax import config
+from dorl_jax.config import SETTINGS_FILE
 from dorl_jax.models import Cae, CaeConfig, LoraConfig
 from dorl_jax.stages.extract import ExtractSettings
-from dorl_jax.stages.run import SETTINGS_FILE, RunSettings
+from dorl_jax.stages.run import RunSettings
 from dorl_jax.training.checkpoints import save_model
 
 CAE = CaeConfig(width=24, grid=4, encoder_depth=2, decoder_depth=1, heads=3, head_channels=(8, 8, 8, 8))

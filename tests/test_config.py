@@ -31,6 +31,20 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
     assert settings == Whole(Part(7, 1e-4, ("x",)), Part(9, 0.1, ("y", "z"), "plain words"))
 
 
+def test_a_section_is_read_without_regard_to_the_others(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text("[part]\nsteps = 7\n[of_a_later_version]\nkey = 1\n")
+    assert config.load_section(Part, path, "part") == Part(7)
+    assert config.load_section(Part, path, "other") == Part()
+    path.write_text("other = 3\n[part]\nstep = 7\n")
+    with pytest.raises(InputError, match=r"a.toml, section \[part\].*'step' \(did you mean 'steps'\?\)"):
+        config.load_section(Part, path, "part")
+    with pytest.raises(InputError, match="a.toml: 'other' is not a section"):
+        config.load_section(Part, path, "other")
+    with pytest.raises(InputError, match="no settings file at .*b.toml"):
+        config.load_section(Part, tmp_path / "b.toml", "part")
+
+
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "configs").iterdir()), ids=lambda path: path.stem)
 def test_settings_files_of_the_repository(path):
     from dorl_jax.stages.run import RunSettings

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 from tqdm.auto import tqdm
 
+from dorl_jax.allocator import return_freed_memory
 from dorl_jax.data.image_lists import open_images
 from dorl_jax.dorl import DoRL
 from dorl_jax.embedding.job import Done, EmbedJob, embed_images
@@ -67,6 +68,7 @@ def run(options: argparse.Namespace) -> None:
         process=process,
         processes=processes,
     )
+    return_freed_memory()
     done = embed_images(DoRL.load(options.model, only=job.dtype), images, options.out, job, progress=not options.quiet)
     print(_told(done, options.out))
 

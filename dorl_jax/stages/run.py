@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dorl_jax import __version__, config
+from dorl_jax.config import SETTINGS_FILE
 from dorl_jax.data.groups import cached_groups
 from dorl_jax.data.manifest import Manifest, load_cells
 from dorl_jax.dorl import DoRL
@@ -28,8 +29,6 @@ from dorl_jax.store import differences, fingerprint
 from dorl_jax.training.settings import INDIFFERENT
 
 logger = logging.getLogger(__name__)
-
-SETTINGS_FILE = "settings.toml"
 
 
 @dataclass(frozen=True)

@@ -242,6 +242,7 @@ def array_batches(
     seed: int,
     groups: Int[np.ndarray, " n"] | Sequence[int | str] | None = None,
     *,
+    whole_batches: bool = False,
     change: Callable[[dict[str, np.ndarray], np.random.Generator], dict[str, np.ndarray]] | None = None,
     workers: int = 0,
     share: Share = WHOLE,
@@ -255,6 +256,7 @@ def array_batches(
       seed: 0..2**32 - 1.
       groups: a number or name a row, the domain for instance. The groups then take turns, each with epochs of
         its own, so that every batch holds all groups in equal shares. None takes all rows alike.
+      whole_batches: the groups take turns batch by batch instead: each batch is of one group.
       change: gives a row as it goes into a batch, changed at random, anew each time; with workers, what can be pickled.
       workers: processes that read batches ahead; 0 reads in threads of this one, -1 see `worker_count`.
       share: the part of each batch that is returned.
@@ -274,7 +276,7 @@ def array_batches(
     count = next(iter(lengths.values()))
     if not count:
         raise InputError("no rows to make batches of")
-    order = _shuffled(count, groups, seed)
+    order = _shuffled(count, groups, seed, batch_size if whole_batches else 1)
     if change is None:
         rows = order.map(_PrepareRow(arrays))
     else:
@@ -378,8 +380,8 @@ class _ChangeRow:
         return self._change(self._read(index), rng)
 
 
-def _shuffled(rows: int, groups: Sequence[Any] | np.ndarray | None, seed: int) -> grain.MapDataset:
-    """Row numbers without end: all of them every epoch, or group by group in turn."""
+def _shuffled(rows: int, groups: Sequence[Any] | np.ndarray | None, seed: int, turn: int = 1) -> grain.MapDataset:
+    """Row numbers without end: all of them every epoch, or the groups in turn, so many rows at a time."""
     if groups is None:
         return grain.MapDataset.range(rows).shuffle(seed=_derive(seed, 0)).repeat()
     names, place = np.unique(np.asarray(groups), return_inverse=True)
@@ -387,7 +389,23 @@ def _shuffled(rows: int, groups: Sequence[Any] | np.ndarray | None, seed: int) -
         grain.MapDataset.source(np.flatnonzero(place == group).tolist()).shuffle(seed=_derive(seed, 0, group)).repeat()
         for group in range(len(names))
     ]
-    return grain.MapDataset.mix(parts)
+    mixed = grain.MapDataset.mix(parts)
+    if turn == 1:
+        return mixed
+    return grain.MapDataset.range(len(mixed)).map(_Turns(mixed, len(parts), turn))
+
+
+class _Turns:
+    """Of rows of so many groups, one of each in turn, those at the places where the turns are longer."""
+
+    def __init__(self, mixed: grain.MapDataset, groups: int, turn: int) -> None:
+        self._mixed, self._groups, self._turn = mixed, groups, turn
+
+    def __call__(self, place: int) -> int:
+        block, row = divmod(place, self._turn)
+        cycle, group = divmod(block, self._groups)
+        found = self._mixed[(cycle * self._turn + row) * self._groups + group]
+        return int(found)
 
 
 def _derive(seed: int, *path: int) -> int:

@@ -61,6 +61,10 @@ class CaeSettings(TrainingSettings):
     balance: Literal["none", "laboratory", "class", "laboratory_and_class"] = setting(
         "laboratory", "the same number of cells of each in every batch; with 'class' the training sees labels"
     )
+    whole_batches: bool = setting(
+        False,
+        "what `balance` names takes turns batch by batch: the contrast has more cells of one laboratory to tell apart",
+    )
 
 
 def train_cae(
@@ -95,6 +99,8 @@ def train_cae(
     grid, _, width = store["feature"][0].shape
     if settings.contrast_weight and not settings.pixel_channels:
         raise InputError("train_cae.contrast_weight is of what the pixel encoder learns: set train_cae.pixel_channels")
+    if settings.whole_batches and settings.balance == "none":
+        raise InputError("train_cae.whole_batches are of what train_cae.balance names: set that to 'laboratory'")
     if not 0 <= settings.reconstruct <= settings.batch_size:
         raise InputError(f"train_cae.reconstruct = {settings.reconstruct} of a batch of {settings.batch_size} cells")
     config = replace(
@@ -129,6 +135,7 @@ def train_cae(
         settings.batch_size,
         settings.seed,
         balance_groups(cells, settings.balance),
+        whole_batches=settings.whole_batches,
         change=_views(settings),
         share=Share(jax.process_index(), jax.process_count()),
     )

@@ -336,6 +336,25 @@ def test_array_batches_balance_groups_and_restore() -> None:
     np.testing.assert_array_equal([next(restored)["row"] for _ in range(5)], expected)
 
 
+def test_array_batches_of_one_group_each_take_turns_and_restore() -> None:
+    groups = np.array([7] * 20 + [3] * 4 + [9] * 2)
+    arrays = {"row": np.arange(26)}
+    batches = array_batches(arrays, 5, seed=0, groups=groups, whole_batches=True)
+    rows = np.array([next(batches)["row"] for _ in range(24)])
+    assert [set(groups[batch].tolist()) for batch in rows] == [{3}, {7}, {9}] * 8
+    # Every group has epochs of its own, each in another order.
+    for group, size in ((7, 20), (3, 4), (9, 2)):
+        own = np.flatnonzero(groups == group)
+        epochs = rows[groups[rows[:, 0]] == group].reshape(-1, size)
+        np.testing.assert_array_equal(np.sort(epochs, axis=1), np.broadcast_to(own, epochs.shape))
+        assert len({tuple(epoch) for epoch in epochs}) > 1
+    state = batches.get_state()
+    expected = [next(batches)["row"] for _ in range(5)]
+    restored = array_batches(arrays, 5, seed=0, groups=groups, whole_batches=True)
+    restored.set_state(state)
+    np.testing.assert_array_equal([next(restored)["row"] for _ in range(5)], expected)
+
+
 def test_array_batches_refuse_lengths_that_differ() -> None:
     with pytest.raises(InputError, match="differing lengths: a 3, b 4"):
         array_batches({"a": np.zeros(3), "b": np.zeros(4)}, 2, seed=0)

@@ -102,6 +102,17 @@ def test_what_is_unseen_trains_nothing(cells: Manifest, run: Path, tmp_path: Pat
     assert alone.config == model.config
 
 
+def test_a_whole_batch_is_of_one_laboratory(cells: Manifest, run: Path, tmp_path: Path) -> None:
+    def discrepancies(folder: Path) -> list[float]:
+        with (folder / "metrics.csv").open(newline="") as file:
+            return [float(row["discrepancy"]) for row in csv.DictReader(file)]
+
+    settings = replace(SETTINGS, whole_batches=True)
+    train_cae(cells, run / "store", tmp_path, settings, unseen=cells.laboratories[:1], progress=False)
+    assert discrepancies(tmp_path) == [0, 0, 0]  # nothing to differ from
+    assert min(discrepancies(run / "cae")) > 0
+
+
 def test_the_objective_is_the_sum_of_its_parts(run: Path) -> None:
     model = load_model(run / "cae" / "model", Cae)
     rng = np.random.RandomState(0)
@@ -134,6 +145,8 @@ def test_what_does_not_go_together_is_refused(cells: Manifest, run: Path, tmp_pa
         training(pixel_channels=(), contrast_weight=0.0)
     with pytest.raises(InputError, match="reconstruct = 7 of a batch of 6"):
         training(reconstruct=7)
+    with pytest.raises(InputError, match="set that to 'laboratory'"):
+        training(whole_batches=True, balance="none")
     with pytest.raises(InputError, match="18 is no multiple of 4"):
         training(pixel_size=18)
     with pytest.raises(InputError, match="no laboratory"):

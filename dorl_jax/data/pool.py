@@ -1,10 +1,8 @@
 """Work on images beside the device: in processes, or in threads where there are too few cores."""
 
-import ctypes
 import gc
 import multiprocessing
 import os
-import platform
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -12,9 +10,9 @@ from typing import TypeVar
 
 import cv2
 
+from dorl_jax.allocator import keep_freed_memory
+
 T = TypeVar("T")
-# Of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def worker_count(workers: int) -> int:
@@ -45,19 +43,8 @@ def worker_pool(workers: int) -> Executor:
 def start_worker(index: int = 0, count: int = 1) -> None:
     """What a worker process does first. Grain tells its number, which has no use here."""
     cv2.setNumThreads(1)  # a core each
-    _keep_memory()
+    keep_freed_memory()
     gc.freeze()  # what has been imported stays: it need not be searched for garbage again and again
-
-
-def _keep_memory() -> None:
-    """Let glibc hand freed pictures out again, in place of giving them back to the system and asking for new pages.
-
-    The pages of new memory are filled by zeros one by one, which costs a quarter of the time of decoding.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most it takes
-        libc.mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
 def buffered(items: Iterable[T], ahead: int) -> Iterator[T]:

@@ -389,23 +389,19 @@ def _shuffled(rows: int, groups: Sequence[Any] | np.ndarray | None, seed: int, t
         grain.MapDataset.source(np.flatnonzero(place == group).tolist()).shuffle(seed=_derive(seed, 0, group)).repeat()
         for group in range(len(names))
     ]
-    mixed = grain.MapDataset.mix(parts)
-    if turn == 1:
-        return mixed
-    return grain.MapDataset.range(len(mixed)).map(_Turns(mixed, len(parts), turn))
+    return grain.MapDataset.range(sys.maxsize).map(_Turns(parts, turn))
 
 
 class _Turns:
-    """Of rows of so many groups, one of each in turn, those at the places where the turns are longer."""
+    """Rows of several groups, so many of each in turn; each group goes on where its last turn ended."""
 
-    def __init__(self, mixed: grain.MapDataset, groups: int, turn: int) -> None:
-        self._mixed, self._groups, self._turn = mixed, groups, turn
+    def __init__(self, groups: Sequence[grain.MapDataset], turn: int) -> None:
+        self._groups, self._turn = groups, turn
 
     def __call__(self, place: int) -> int:
         block, row = divmod(place, self._turn)
-        cycle, group = divmod(block, self._groups)
-        found = self._mixed[(cycle * self._turn + row) * self._groups + group]
-        return int(found)
+        cycle, group = divmod(block, len(self._groups))
+        return self._groups[group][cycle * self._turn + row]
 
 
 def _derive(seed: int, *path: int) -> int:

@@ -15,7 +15,6 @@ import jax
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dorl_jax import __version__, config, data_command, judge_command, neighbours_command, predict_command
-from dorl_jax.config import SETTINGS_FILE
 from dorl_jax.embedding import command as embed_command
 from dorl_jax.errors import InputError
 from dorl_jax.exports import command as export_command
@@ -70,7 +69,7 @@ def _embed_images(options: argparse.Namespace) -> None:
 def _run_stages(options: argparse.Namespace) -> None:
     _join(options)
     overrides = _overrides(options)
-    source = options.config or (options.run / SETTINGS_FILE if options.run else None)
+    source = options.config or (options.run / config.SETTINGS_FILE if options.run else None)
     if source is None:
         raise InputError("give --config FILE, --run FOLDER, or both")
     folder = options.run or Path("runs") / Path(source).stem

@@ -67,15 +67,6 @@ def build(
         raise InputError(f"{origin}: {error}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"no settings file at {path}")
-    try:
-        return tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from error
-
-
 def as_tree(settings: Any) -> dict[str, Any]:
     """The settings as plain values; keys without a value (None) are left out, as TOML has no null."""
     return _without_none(_plain(settings))
@@ -100,6 +91,15 @@ def expand_path(text: str, key: str) -> Path:
         return os.environ[name]
 
     return Path(re.sub(r"\$\{(\w+)\}", value, text)).expanduser()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"no settings file at {path}")
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from error
 
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:

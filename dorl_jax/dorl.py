@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float32, UInt8
 from tqdm.auto import tqdm
 
 from dorl_jax import __version__, config
-from dorl_jax.config import SETTINGS_FILE
 from dorl_jax.data.image_lists import ImageList, open_images
 from dorl_jax.data.loader import picture_batches
 from dorl_jax.data.pictures import ArrayPictures, FilePictures, Pictures
@@ -91,10 +90,12 @@ class DoRL:
           InputError: no run, or one in which a model is missing.
         """
         run = Path(run)
-        if not (run / SETTINGS_FILE).is_file():
-            raise InputError(f"no run at {run}: {SETTINGS_FILE} is missing; name the folder that `dorl-jax run` made")
+        if not (run / config.SETTINGS_FILE).is_file():
+            raise InputError(
+                f"no run at {run}: {config.SETTINGS_FILE} is missing; name the folder that `dorl-jax run` made"
+            )
         # Not the settings of all stages: they would bring in scikit-learn, plots and more.
-        settings = config.load_section(ExtractSettings, run / SETTINGS_FILE, "extract")
+        settings = config.load_section(ExtractSettings, run / config.SETTINGS_FILE, "extract")
         # The larger first, and the second when the first has let go of what it does not need: the peak is lower.
         cae = load_model(run / "train_cae" / "model", Cae)
         weights = {"autoencoder": weights_fingerprint(cae)}

@@ -169,7 +169,6 @@ def write_inputs(variant: str, folder: Path, data: str, count: int) -> None:
     from safetensors.numpy import save_file
 
     from dorl_jax import config
-    from dorl_jax.config import SETTINGS_FILE
     from dorl_jax.data.laboratory import open_laboratories
     from dorl_jax.data.manifest import make_manifest
     from dorl_jax.data.synthetic import write_laboratories
@@ -197,7 +196,7 @@ def write_inputs(variant: str, folder: Path, data: str, count: int) -> None:
     run = folder / "run"
     save_model(run / "finetune_sam" / "model", model)
     save_model(run / "train_cae" / "model", cae)
-    config.save(RunSettings(extract=ExtractSettings(zoom=0.0)), run / SETTINGS_FILE)
+    config.save(RunSettings(extract=ExtractSettings(zoom=0.0)), run / config.SETTINGS_FILE)
     root = Path(data) if data else write_laboratories(folder / "drawn", cells_per_class=2)
     manifest = make_manifest(open_laboratories(root), load_taxonomy("five_classes"))
     (folder / "images").mkdir()

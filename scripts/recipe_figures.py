@@ -27,7 +27,6 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 
 from dorl_jax import config
-from dorl_jax.config import SETTINGS_FILE
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.evaluation.adaptation import in_own_units, self_train
 from dorl_jax.evaluation.latents import Latents, read_latents
@@ -112,7 +111,7 @@ def rows(run: Path, wanted: Sequence[str], held_out: bool) -> Iterator[tuple[str
     """(part, what is asked, scores)."""
     latents = read_latents(run / "embed" / "latents.parquet")
     names = list(dict.fromkeys(latents.laboratories.tolist()))
-    unseen = config.load(RunSettings, run / SETTINGS_FILE).data.unseen
+    unseen = config.load(RunSettings, run / config.SETTINGS_FILE).data.unseen
     for part, columns in parts_of(run, wanted).items():
         vectors = latents.vectors[:, columns]
         if held_out:

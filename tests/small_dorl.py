@@ -8,7 +8,6 @@ import numpy as np
 from flax import nnx
 
 from dorl_jax import config
-from dorl_jax.config import SETTINGS_FILE
 from dorl_jax.dorl import DoRL
 from dorl_jax.models import Cae, CaeConfig, LoraSam, SamConfig
 from dorl_jax.stages.run import RunSettings
@@ -41,10 +40,10 @@ def save_small_run(folder: Path, zoom: float = 1.25) -> Path:
     segmenter, cae = small_models()
     save_model(folder / "finetune_sam" / "model", segmenter)
     save_model(folder / "train_cae" / "model", cae)
-    config.save(RunSettings(), folder / SETTINGS_FILE)
-    text = (folder / SETTINGS_FILE).read_text()
+    config.save(RunSettings(), folder / config.SETTINGS_FILE)
+    text = (folder / config.SETTINGS_FILE).read_text()
     assert "zoom = 1.25" in text
-    (folder / SETTINGS_FILE).write_text(text.replace("zoom = 1.25", f"zoom = {zoom}"))
+    (folder / config.SETTINGS_FILE).write_text(text.replace("zoom = 1.25", f"zoom = {zoom}"))
     return folder
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from dorl_jax import __version__, config
-from dorl_jax.config import SETTINGS_FILE
 from dorl_jax.data.groups import cached_groups
 from dorl_jax.data.manifest import Manifest, load_cells
 from dorl_jax.dorl import DoRL
@@ -185,7 +184,7 @@ def open_run(folder: Path, settings: RunSettings, *, redo: str | None = None, pr
     def prepare_folder() -> None:
         _refuse_other_settings(run, STAGES[:kept])
         _forget(folder, STAGES[kept:])
-        config.save(settings, folder / SETTINGS_FILE)
+        config.save(settings, folder / config.SETTINGS_FILE)
 
     done_by_main(prepare_folder)
     return run

@@ -100,7 +100,7 @@ class Engine:
         self._second: Program | None
         program = _programs(_computing_in((segmenter, cae), dtype), Mesh(np.array(devices), ("data",)))
         self._cuts = cae is None or zoom > 0 or cae.config.needs_mask
-        self._pixel_size = cae.config.pixel_size if cae is not None and "pixels" in cae.config.vector else 0
+        self._small_size = cae.config.crop_size if cae is not None else 0
         if cae is None:
             self._first, self._second = program(_features_and_margins), program(_features)
         elif not self._cuts:
@@ -151,7 +151,7 @@ class Engine:
         count, grid = self._batch_size, self._grid
         images = np.full((count, self._side, self._side, 3), 128, np.uint8)
         foreground = np.full((count, grid, grid), 255, np.uint8)
-        crops = np.full((count, self._pixel_size, self._pixel_size, 3), 128, np.uint8)
+        crops = np.full((count, self._small_size, self._small_size, 3), 128, np.uint8)
 
         def once() -> None:
             results = jax.block_until_ready(self._first(images))
@@ -197,8 +197,8 @@ class Engine:
         if not self._vectors and cells.views is None:
             return None
         crops = np.empty((len(cells.crops), 0, 0, 3), np.uint8)
-        if self._pixel_size:
-            crops = np.stack([small_crop(crop, self._pixel_size) for crop in cells.crops])
+        if self._small_size:
+            crops = np.stack([small_crop(crop, self._small_size) for crop in cells.crops])
         seen = features if cells.views is None else self._filled(cells.views)
         return start(self._second, seen, self._filled(cells.foreground), self._filled(crops))[1]
 

@@ -9,10 +9,15 @@ from jaxtyping import Float, Float32, Int, Shaped
 
 from dorl_jax.evaluation.latents import Latents
 
+TRAINING_ON = ("self_training", "co_training")
+"""Adaptations that train on the target's unlabelled cells."""
+
 ADAPTATIONS = {
     "none": "vectors as they are, scaled by the source's cells",
     "own": "each laboratory in units of its own mean and sd, from its unlabelled cells",
     "self_training": "own, then rounds of training on confident pseudo-labels of the target's unlabelled cells",
+    "co_training": "as self_training, by a classifier for each part of the vector, which name cells together; the part "
+    "'pixels' is in the source's units",
 }
 
 

@@ -17,7 +17,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from dorl_jax.evaluation.adaptation import in_own_units, standardise_by_laboratory
+from dorl_jax.evaluation.adaptation import TRAINING_ON, in_own_units, standardise_by_laboratory
 from dorl_jax.evaluation.classifiers import make_classifier
 from dorl_jax.evaluation.latents import Latents
 from dorl_jax.evaluation.methods import Run
@@ -71,7 +71,7 @@ def measure_invariance(
 ) -> tuple[list[Invariance], bool]:
     """Measure the vectors of every run as they are ("none") and in their laboratories' units ("own").
 
-    Self-training changes no vector and has no line of its own.
+    Training on unlabelled cells changes no vector and has no line of its own.
 
     Returns:
       The figures; whether scib-metrics is there.
@@ -81,7 +81,7 @@ def measure_invariance(
     found = []
     for run in runs:
         for adaptation in ("none", "own"):
-            if adaptation in adaptations or (adaptation == "own" and "self_training" in adaptations):
+            if adaptation in adaptations or (adaptation == "own" and set(TRAINING_ON) & set(adaptations)):
                 vectors = (
                     in_own_units(run.latents.vectors, run.latents.vectors)
                     if adaptation == "none"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,8 @@ from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import replacing
 from dorl_jax.vectors import PROVENANCE
 
+# In the file's metadata.
+_PARTS = b"dorl_jax_parts"
 _COLUMNS = ("id", "laboratory", "label", "vector")
 
 SEEN = ("no", "unlabelled", "labelled")
@@ -34,6 +37,8 @@ class Latents:
       groups: cells of one name (patient, slide, copies of one picture) never stand on both sides of a split; "" for a
         cell on its own. None where nothing is known.
       seen: of each cell, one of `SEEN`. None where nothing is known.
+      parts: what the vector is made of, one behind the other (see `CaeConfig.vector`): name -> numbers. None for one
+        whole.
     """
 
     ids: Shaped[np.ndarray, " n"]
@@ -42,6 +47,7 @@ class Latents:
     vectors: Float32[np.ndarray, "n d"]
     groups: Shaped[np.ndarray, " n"] | None = None
     seen: Shaped[np.ndarray, " n"] | None = None
+    parts: Mapping[str, int] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -51,7 +57,8 @@ def write_latents(latents: Latents, path: Path, provenance: Mapping[str, Any] | 
     """Write Parquet with the columns id, laboratory, label (string) and vector (fixed-size list of float32).
 
     Columns group and seen (string) are written where they are known. What made the vectors, plain values, goes into the
-    file's metadata, as in what `dorl-jax embed IMAGES` writes. The file appears whole or not at all.
+    file's metadata, as in what `dorl-jax embed IMAGES` writes; the parts of the vector, too. The file appears whole or
+    not at all.
 
     Raises:
       InputError: a repeated id, an empty text, or a vector that is not finite.
@@ -67,7 +74,9 @@ def write_latents(latents: Latents, path: Path, provenance: Mapping[str, Any] | 
     for name, texts in (("group", latents.groups), ("seen", latents.seen)):
         if texts is not None:
             columns[name] = pa.array(texts.tolist(), pa.string())
-    metadata = {PROVENANCE: json.dumps(dict(provenance), sort_keys=True)} if provenance else None
+    metadata = {PROVENANCE: json.dumps(dict(provenance), sort_keys=True)} if provenance else {}
+    if latents.parts is not None:
+        metadata[_PARTS] = json.dumps(dict(latents.parts))
     table = pa.table(columns).replace_schema_metadata(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
@@ -105,9 +114,21 @@ def read_latents(path: Path) -> Latents:
         vectors=_vectors(table, path, ids),
         groups=_texts(table, "group", path, ids) if "group" in table.column_names else None,
         seen=_texts(table, "seen", path, ids) if "seen" in table.column_names else None,
+        parts=_parts(table, path),
     )
     _check(latents, path)
     return latents
+
+
+def _parts(table: pa.Table, path: Path) -> dict[str, int] | None:
+    text = (table.schema.metadata or {}).get(_PARTS)
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text, type=dict[str, int])
+    except msgspec.DecodeError as error:
+        name = _PARTS.decode()
+        raise InputError(f"{path}: its metadata {name!r} does not tell parts of the vector: {error}") from error
 
 
 def _texts(table: pa.Table, name: str, path: Path, ids: np.ndarray | None = None) -> np.ndarray:
@@ -159,6 +180,9 @@ def _check(latents: Latents, path: Path) -> None:
     unknown = [] if latents.seen is None else sorted(set(latents.seen.tolist()) - set(SEEN))
     if unknown:
         raise InputError(f"{path}: column 'seen' holds {name_some(map(repr, unknown))}; it may hold {', '.join(SEEN)}")
+    if latents.parts is not None and sum(latents.parts.values()) != latents.vectors.shape[1]:
+        listed = ", ".join(f"{name} {size}" for name, size in latents.parts.items())
+        raise InputError(f"{path}: vectors of {latents.vectors.shape[1]} numbers do not have the parts {listed}")
     bad = ~np.isfinite(latents.vectors).all(axis=1)
     if bad.any():
         some = name_some(repr(str(i)) for i in latents.ids[bad])

@@ -106,6 +106,7 @@ def _ordered(cells: Latents, method: Method) -> list[Latents]:
             np.ascontiguousarray(one.vectors[order]),
             None if one.groups is None else one.groups[order],
             None if one.seen is None else one.seen[order],
+            one.parts,
         )
         for what, mine, theirs in (
             ("laboratory", again.laboratories, cells.laboratories),

@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from dorl_jax.config import setting
 from dorl_jax.errors import InputError, name_some, suggest
-from dorl_jax.evaluation.adaptation import ADAPTATIONS, in_own_units, self_train
+from dorl_jax.evaluation.adaptation import ADAPTATIONS, TRAINING_ON, in_own_units, self_train
 from dorl_jax.evaluation.classifiers import CLASSIFIERS, ORIGINAL, make_classifier
+from dorl_jax.evaluation.experts import Experts, comparable_as_is
 from dorl_jax.evaluation.exposure import TITLES, setting_of
 from dorl_jax.evaluation.latents import Latents
 from dorl_jax.evaluation.methods import Method, Run, align
@@ -63,7 +64,7 @@ class ProtocolSettings:
     adapt_from: Literal["all", "others"] = setting(
         "all", "cells of the target that adaptation sees: all, or for each tested part the others"
     )
-    rounds: int = setting(3, "rounds of self-training")
+    rounds: int = setting(3, "rounds of self-training and co-training")
     leave_one_out: bool = setting(True, "also train on all laboratories but the tested one, where there are three")
     tested: Literal["all", "unseen"] = setting(
         "all", "cells that are tested: all, or those that the making of the vectors has not seen"
@@ -208,6 +209,7 @@ def mark_of(cells: Latents, run: Run, settings: ProtocolSettings) -> str:
     """Hash of all that decides a fit but its source, classifier, adaptation and fold."""
     facts = {
         "vectors": run.mark,
+        "parts": None if run.latents.parts is None else list(run.latents.parts.items()),
         "targets": run.targets,
         "folds": settings.folds,
         "seed": settings.seed,
@@ -266,8 +268,9 @@ def _check(settings: ProtocolSettings) -> None:
         )
     for name in settings.classifiers:
         make_classifier(name, settings.seed)  # an unknown or missing one is named before the first fit
-        if "self_training" in settings.adaptations and name.startswith("svm"):
-            raise InputError(f"{name} gives no probabilities to train itself by: leave it or self_training out")
+        without = [one for one in settings.adaptations if one in TRAINING_ON and name.startswith("svm")]
+        if without:
+            raise InputError(f"{name} gives no probabilities to train itself by: leave it or {without[0]} out")
 
 
 def _refuse_loose(runs: Sequence[Run], splits: Mapping[str, Split], settings: ProtocolSettings) -> None:
@@ -322,13 +325,6 @@ def _tasks(run: Run, splits: Mapping[str, Split], settings: ProtocolSettings) ->
     ]
 
 
-def _in_units(
-    vectors: Float32[np.ndarray, "n d"], rows: Int[np.ndarray, " m"], basis: Int[np.ndarray, " b"] | None
-) -> Float32[np.ndarray, "m d"]:
-    """Rows as they are (`basis` None), or by mean and sd over the rows of `basis`."""
-    return vectors[rows] if basis is None else in_own_units(vectors[rows], vectors[basis])
-
-
 def _fit(
     cells: Latents,
     classes: np.ndarray,
@@ -340,16 +336,28 @@ def _fit(
     def basis(rows: Int[np.ndarray, " a"], others: Int[np.ndarray, " b"]) -> Int[np.ndarray, " c"] | None:
         return None if task.adaptation == "none" else rows if settings.adapt_from == "all" else others
 
-    def make() -> Any:
+    vectors = run.latents.vectors
+    parts = run.latents.parts or {"": vectors.shape[1]}
+    together = task.adaptation == "co_training"
+
+    def make_one() -> Any:
         return make_classifier(task.classifier, settings.seed)
 
-    vectors = run.latents.vectors
+    def make() -> Any:
+        return Experts(make_one, parts) if together else make_one()
+
+    def in_units(rows: Int[np.ndarray, " m"], basis: Int[np.ndarray, " b"] | None) -> Float32[np.ndarray, "m d"]:
+        if basis is None:
+            return vectors[rows]
+        if together:
+            return comparable_as_is(vectors[rows], vectors[basis], parts)
+        return in_own_units(vectors[rows], vectors[basis])
+
     fitted = [splits[name].folds[task.fold][0] for name in task.laboratories]
-    parts = [
-        _in_units(vectors, rows, basis(splits[name].rows, rows))
-        for name, rows in zip(task.laboratories, fitted, strict=True)
+    of_laboratories = [
+        in_units(rows, basis(splits[name].rows, rows)) for name, rows in zip(task.laboratories, fitted, strict=True)
     ]
-    known, labels = np.concatenate(parts), cells.labels[np.concatenate(fitted)]
+    known, labels = np.concatenate(of_laboratories), cells.labels[np.concatenate(fitted)]
     predicted = np.full(len(cells), NOT_TESTED, np.uint8)
     # Small fits on one thread: on a busy machine the threads wait for each other longer than they work.
     threads = threadpool_limits(1) if known.size < 1_000_000 else nullcontext()
@@ -370,13 +378,14 @@ def _fit(
                     continue
                 used = classifier
                 # In its own laboratory a classifier has nothing to adapt to.
-                if task.adaptation == "self_training" and target not in task.laboratories:
+                if task.adaptation in TRAINING_ON and target not in task.laboratories:
                     assert seen is not None
-                    unlabelled = _in_units(vectors, seen, seen)
+                    unlabelled = in_units(seen, seen)
                     used = self_train(make, known, labels, unlabelled, settings.rounds, classifier)
-                predicted[tested] = np.searchsorted(classes, used.predict(_in_units(vectors, tested, seen)))
+                predicted[tested] = np.searchsorted(classes, used.predict(in_units(tested, seen)))
     if task.classifier == "mlp":
-        notes.extend(classifier[-1].notes_)
+        fitted_ones = classifier.fitted_ if together else [classifier]
+        notes.extend(dict.fromkeys(note for one in fitted_ones for note in one[-1].notes_))
     return Fit(task.source, task.classifier, task.adaptation, task.fold, predicted.tobytes(), notes)
 
 

@@ -109,15 +109,15 @@ def write_program(
 
 def _inputs(segmenter: LoraSam, cae: Cae, zoom: float) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     """Shapes of what the functions take, without the batch, and which of it `vector` takes."""
-    side, grid, pixels = segmenter.config.encoder.side, segmenter.config.encoder.grid[0], cae.config.pixel_size
+    side, grid, crop = segmenter.config.encoder.side, segmenter.config.encoder.grid[0], cae.config.crop_size
     first = "windows" if zoom else "images"
     shapes: dict[str, tuple[int, ...]] = {"images": (side, side, 3), first: (side, side, 3)}
     taken = [first]
     if {"tokens", "features"} & set(cae.config.vector):
         shapes["foreground"] = (grid, grid)
         taken.append("foreground")
-    if "pixels" in cae.config.vector:
-        shapes["crops"] = (pixels, pixels, 3)
+    if crop:
+        shapes["crops"] = (crop, crop, 3)
         taken.append("crops")
     return shapes, taken
 

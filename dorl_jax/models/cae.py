@@ -16,13 +16,14 @@ from dorl_jax.models.contrast_head import ContrastHead
 from dorl_jax.models.conv import ConvTranspose
 from dorl_jax.models.layers import AnyArray, Mlp, linear, merge_heads, run_blocks, split_heads
 from dorl_jax.models.norm import layer_norm
-from dorl_jax.models.pixel_encoder import PixelEncoder, side_multiple
+from dorl_jax.models.pixel_encoder import PixelEncoder, shrink, side_multiple
 from dorl_jax.models.pooling import foreground_statistics
+from dorl_jax.models.regions import REGION_NUMBERS, region_statistics
 from dorl_jax.models.variants import require_variant
 
 EPSILON = 1e-5
 # What a cell's vector can be made of (see `Cae.encode`).
-VectorPart = Literal["cls", "tokens", "features", "pixels"]
+VectorPart = Literal["cls", "tokens", "features", "pixels", "regions"]
 # (kernel, stride, padding) of the image head; together they take a grid of 14 to 128 pixels.
 HEAD_LAYERS = ((4, 2, 1), (4, 2, 1), (4, 1, 1), (8, 1, 1), (8, 2, 1))
 
@@ -104,9 +105,26 @@ class CaeConfig:
     @property
     def vector_size(self) -> int:
         """Numbers of the exported vector."""
-        pixels = self.pixel_channels[-1] if self.pixel_channels else 0
-        sizes = {"cls": self.width, "tokens": 2 * self.width, "features": 2 * self.width, "pixels": pixels}
-        return sum(sizes[part] for part in self.vector)
+        return sum(self.part_sizes.values())
+
+    @property
+    def part_sizes(self) -> dict[str, int]:
+        """Numbers of each part of the exported vector, in order."""
+        sizes: dict[str, int] = {
+            "cls": self.width,
+            "tokens": 2 * self.width,
+            "features": 2 * self.width,
+            "pixels": self.pixel_channels[-1] if self.pixel_channels else 0,
+            "regions": REGION_NUMBERS,
+        }
+        return {part: sizes[part] for part in self.vector}
+
+    @property
+    def crop_size(self) -> int:
+        """Side in pixels of the crops that `Cae.encode` takes; 0 where it needs none."""
+        if "regions" in self.vector:
+            return self.image_size
+        return self.pixel_size if "pixels" in self.vector else 0
 
     @property
     def needs_mask(self) -> bool:
@@ -255,12 +273,13 @@ class Cae(nnx.Module):
         """The representation of a cell, nothing masked: the parts that `CaeConfig.vector` names, one behind the other.
 
         "cls" is the encoder's cls token, the original's vector; "tokens" mean and sd over the cell of the encoder's
-        tokens; "features" the same of the standardised features themselves; "pixels" the pixel encoder's vector.
+        tokens; "features" the same of the standardised features themselves; "pixels" the pixel encoder's vector;
+        "regions" `regions.region_statistics` of the crop.
 
         Args:
           features: (B, grid, grid, width), LoRA-SAM's tokens.
           foreground: share of each token that is cell, 0..1; None for 1 everywhere.
-          crops: the cell alone on grey, 0..1, side `config.pixel_size`; only "pixels" needs them.
+          crops: the cell alone on grey, 0..1, side `config.crop_size`; only "pixels" and "regions" need them.
 
         Raises:
           ValueError: no crops, or of another size, where they are needed.
@@ -275,10 +294,16 @@ class Cae(nnx.Module):
                 parts["tokens"] = foreground_statistics(encoded[:, 1:], foreground)
         if "features" in config.vector:
             parts["features"] = foreground_statistics(tokens, foreground)
-        if "pixels" in config.vector:
+        if config.crop_size:
+            size = config.crop_size
             if crops is None:
                 raise ValueError("this autoencoder's vector needs the crops of the cells")
-            parts["pixels"] = self.encode_pixels(crops)
+            if crops.shape[1:] != (size, size, 3):
+                raise ValueError(f"expected crops of shape (B, {size}, {size}, 3), got {crops.shape}")
+            if "pixels" in config.vector:
+                parts["pixels"] = self.encode_pixels(shrink(crops, config.pixel_size))
+            if "regions" in config.vector:
+                parts["regions"] = region_statistics(crops)
         return jnp.concatenate([parts[part] for part in config.vector], axis=-1)
 
     def encode_pixels(self, crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b p"]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -53,6 +54,26 @@ class PixelEncoder(nnx.Module):
                 x = _halved(x)
             x = jax.nn.relu(norm(conv(x)))
         return x.mean(axis=(1, 2))
+
+
+def shrink(images: Float[AnyArray, "b s s 3"], size: int) -> Float[AnyArray, "b size size 3"]:
+    """Averages over areas, rounded to steps of 1/255, as training's crops are (see `data.views.small_crop`).
+
+    Args:
+      images: 0..1.
+      size: side in pixels; images that have it stay as they are.
+    """
+    side = images.shape[1]
+    if side == size:
+        return images
+    # Of each pixel of the small image, how much of the large one's pixels it covers along one axis.
+    edges = np.arange(size + 1) * (side / size)
+    pixels = np.arange(side)
+    covers = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    weights = jnp.asarray(np.clip(covers, 0, None) * (size / side), jnp.float32)
+    means = jnp.einsum("hi,bijc,wj->bhwc", weights, images, weights, precision="highest")
+    # Halves upwards, as OpenCV does, whatever rounding left of them.
+    return jnp.floor(means * 255 + 0.5001) / 255
 
 
 def side_multiple(convolutions: int) -> int:

@@ -67,13 +67,14 @@ def embed(
     store, model = Store(store_folder), load_model(model_folder, Cae)
     store.require_ids([cell.id for cell in manifest.cells])
     vectors = []
-    size = settings.batch_size
+    # A vector that needs no crop gets one that costs nothing.
+    size, crop_size = settings.batch_size, model.config.crop_size or 1
     with tqdm(total=len(store), desc="embedding", unit="cell", disable=not progress) as bar:
         for start in range(0, len(store), size):
             count = min(size, len(store) - start)
             places = np.minimum(np.arange(start, start + size), len(store) - 1).tolist()  # one compiled shape
             batch = {name: np.stack([store[name][place] for place in places]) for name in ("feature", "foreground")}
-            batch["crop"] = np.stack([small_crop(store["crop"][place], model.config.pixel_size) for place in places])
+            batch["crop"] = np.stack([small_crop(store["crop"][place], crop_size) for place in places])
             vectors.append(np.asarray(_encode(model, batch))[:count])
             bar.update(count)
     path = out / "latents.parquet"
@@ -84,6 +85,7 @@ def embed(
         vectors=np.concatenate(vectors),
         groups=np.array([f"{cell.laboratory}/{cell.group}" if cell.group else "" for cell in manifest.cells]),
         seen=what_was_seen(manifest, unseen, labels_seen),
+        parts=model.config.part_sizes,
     )
     write_latents(latents, path, provenance)
     return path

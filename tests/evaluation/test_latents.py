@@ -49,6 +49,18 @@ def test_groups_and_what_was_seen_are_kept(latents, tmp_path):
     assert again.seen.tolist() == ["no", "unlabelled", "labelled"]
 
 
+def test_parts_are_kept_in_order_and_checked(latents, tmp_path):
+    path = tmp_path / "latents.parquet"
+    write_latents(dataclasses.replace(latents, parts={"regions": 1, "cls": 1}), path, {"weights": "w"})
+    assert list(read_latents(path).parts.items()) == [("regions", 1), ("cls", 1)]
+    with pytest.raises(InputError, match="vectors of 2 numbers do not have the parts cls 1, pixels 2"):
+        write_latents(dataclasses.replace(latents, parts={"cls": 1, "pixels": 2}), path)
+    damaged = table(latents).replace_schema_metadata({b"dorl_jax_parts": b'["cls"]'})
+    pq.write_table(damaged, path)
+    with pytest.raises(InputError, match=r"latents.parquet: its metadata 'dorl_jax_parts'"):
+        read_latents(path)
+
+
 def test_file_is_plain_parquet_for_other_tools(latents, tmp_path):
     write_latents(latents, tmp_path / "latents.parquet")
     found = pq.read_table(tmp_path / "latents.parquet")

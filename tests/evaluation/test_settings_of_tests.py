@@ -215,6 +215,7 @@ def test_methods_of_other_cells_are_named(make_latents, change, message):
         ({"resamples": 10}, "resamples = 10"),
         ({"headline": "mlp"}, "headline = 'mlp' is not among the classifiers logistic_regression_balanced"),
         ({"classifiers": ("svm_poly",), "adaptations": ("self_training",)}, "svm_poly gives no probabilities"),
+        ({"classifiers": ("svm_poly",), "adaptations": ("co_training",)}, "leave it or co_training out"),
     ],
 )
 def test_bad_settings_are_named(make_latents, settings, message):

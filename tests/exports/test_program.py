@@ -20,10 +20,10 @@ from small_run import CAE, write_small_run
 from dorl_jax.cli import main
 from dorl_jax.data.cut import cut_cells
 from dorl_jax.data.resize import resize_image
-from dorl_jax.data.views import small_crop
 from dorl_jax.dorl import DoRL
 from dorl_jax.exports.program import PLATFORMS, write_program
 from dorl_jax.models import Cae, CaeConfig, ImageEncoderConfig, LoraConfig, LoraSam, MaskDecoderConfig, SamConfig
+from dorl_jax.models.regions import REGION_NUMBERS
 
 # As the documentation says, after a ban on what must not be needed.
 ALONE = """
@@ -138,7 +138,9 @@ def test_a_run_is_exported(symbols, tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.slow
 def test_two_functions_with_the_cut_between(symbols, tmp_path: Path) -> None:
     """Images of any size, a window, and a vector of all that it can be made of."""
-    config = replace(CAE, vector=("cls", "tokens", "features", "pixels"), pixel_channels=(8, 16), pixel_size=16)
+    config = replace(
+        CAE, vector=("cls", "tokens", "features", "pixels", "regions"), pixel_channels=(8, 16), pixel_size=16
+    )
     dorl = DoRL.load(write_small_run(tmp_path / "run", cae=config))
     path = tmp_path / "model.jaxexport"
     write_program(dorl.lora_sam, dorl.cae, path, zoom=dorl.zoom)
@@ -150,7 +152,8 @@ def test_two_functions_with_the_cut_between(symbols, tmp_path: Path) -> None:
     margins = functions["margin"](np.stack([resize_image(image, 32) for image in images]))
     cut = cut_cells(images, margins, dorl.cae.config.image_size, 4, zoom=header["preprocessing"]["zoom"], view_size=32)
     assert not cut.empty.all()
-    crops = np.stack([small_crop(crop, 16) for crop in cut.crops])
-    found = functions["vector"](cut.views, cut.foreground, crops)
-    assert found.shape == (4, 24 + 48 + 48 + 16)
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    found = functions["vector"](cut.views, cut.foreground, cut.crops)
+    assert found.shape == (4, 24 + 48 + 48 + 16 + REGION_NUMBERS)
+    learned = 24 + 48 + 48 + 16
+    for part in (np.s_[:, :learned], np.s_[:, learned:]):
+        np.testing.assert_allclose(found[part], expected[part], atol=1e-5 * np.abs(expected[part]).max())

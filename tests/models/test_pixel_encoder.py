@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dorl_jax.models.pixel_encoder import PixelEncoder, side_multiple
+from dorl_jax.data.views import small_crop
+from dorl_jax.models.pixel_encoder import PixelEncoder, shrink, side_multiple
 
 torch = pytest.importorskip("torch")
 
@@ -50,3 +51,13 @@ def test_cells_do_not_mix(encoder, images):
 def test_sides_that_can_be_halved():
     assert side_multiple(1) == 2
     assert side_multiple(3) == 8
+
+
+@pytest.mark.parametrize(("side", "size"), [(128, 48), (128, 64), (48, 48)])
+def test_shrunk_as_the_crops_of_training(side, size):
+    crops = np.random.RandomState(1).randint(0, 256, (2, side, side, 3), np.uint8)
+    expected = np.stack([small_crop(crop, size) for crop in crops])
+    found = np.asarray(shrink(crops / np.float32(255), size)) * 255
+    # A half is rounded to either side.
+    np.testing.assert_allclose(found, expected, atol=1.001)
+    assert np.mean(np.abs(found - expected) > 0.1) < 0.01

@@ -14,14 +14,15 @@ from dorl_jax.data.laboratory import open_laboratories
 from dorl_jax.data.manifest import Manifest, make_manifest
 from dorl_jax.data.synthetic import write_laboratories
 from dorl_jax.data.taxonomy import load_taxonomy
-from dorl_jax.data.views import small_crop
 from dorl_jax.dorl import DoRL
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation.latents import read_latents
 from dorl_jax.losses import cae_loss
 from dorl_jax.models import Cae, LoraSam
 from dorl_jax.models.cae import random_kept
+from dorl_jax.models.pixel_encoder import shrink
 from dorl_jax.models.pooling import foreground_statistics
+from dorl_jax.models.regions import REGION_NUMBERS, region_statistics
 from dorl_jax.stages.embed import EmbedSettings, embed
 from dorl_jax.stages.extract import ExtractSettings, extract
 from dorl_jax.stages.finetune_sam import FinetuneSettings, _make_model
@@ -42,7 +43,7 @@ SETTINGS = CaeSettings(
     contrast_weight=0.5,
     pixel_channels=(8, 16),
     pixel_size=16,
-    vector=("pixels", "features", "cls", "tokens"),
+    vector=("pixels", "features", "cls", "tokens", "regions"),
 )
 
 
@@ -70,17 +71,20 @@ def test_the_parts_of_the_vector(cells: Manifest, run: Path) -> None:
     store, model = Store(run / "store"), load_model(run / "cae" / "model", Cae)
     feature = np.stack([store["feature"][place] for place in range(len(store))])
     foreground = np.stack([store["foreground"][place] for place in range(len(store))]).astype(np.float32) / 255
-    crops = np.stack([small_crop(store["crop"][place], 16) for place in range(len(store))]).astype(np.float32) / 255
+    crops = np.stack([store["crop"][place] for place in range(len(store))]).astype(np.float32) / 255
     tokens = model.standardise(feature).reshape(len(store), 196, -1)
     encoded = model.encoder(tokens, None)
     parts = [
-        model.pixel_encoder(crops),
+        model.pixel_encoder(shrink(crops, 16)),
         foreground_statistics(tokens, foreground),
         encoded[:, 0],
         foreground_statistics(encoded[:, 1:], foreground),
+        region_statistics(crops),
     ]
     np.testing.assert_allclose(vectors, np.concatenate(parts, axis=1), rtol=1e-3, atol=1e-4)
-    assert vectors.shape[1] == model.config.vector_size
+    sizes = {"pixels": 16, "features": 384, "cls": 192, "tokens": 384, "regions": REGION_NUMBERS}
+    assert read_latents(path).parts == sizes
+    assert vectors.shape[1] == model.config.vector_size == sum(sizes.values())
     # ... and those of images that come without a store
     dorl = DoRL(load_model(run / "sam", LoraSam), model, zoom=1.25)
     assert dorl.width == vectors.shape[1]

@@ -1,0 +1,247 @@
+"""Colour, texture and shape of a cell, its nucleus and its cytoplasm, computed on the device."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from dorl_jax.models.layers import AnyArray
+
+# A pixel of the cell differs from the grey around it by more than interpolation makes of grey, in steps of 1/255.
+_GREY, _NEAR_GREY = 128, 6
+_NEIGHBOURS = 8
+_PATTERNS = _NEIGHBOURS + 2
+_RADII = (1, 2, 4)
+_SIGMAS = (0.0, 1.0, 2.0, 4.0, 8.0)
+# Pixels taken off a nucleus's rim: what is left tells a round nucleus from lobes.
+_EROSIONS = (1, 2, 4, 6, 8, 12, 16)
+# Below it a channel is flat, and rounding would make up its skewness.
+_LEAST_SPREAD = 1e-3
+_CHANNELS = 9
+_MOMENTS = 3 * 3 * _CHANNELS + _CHANNELS
+_TEXTURE = (len(_RADII) + 2) * _PATTERNS + 2 * 3 * (len(_SIGMAS) - 1)
+_SHAPE = 2 + 2 * 2 + len(_EROSIONS)
+
+REGION_NUMBERS = _MOMENTS + _TEXTURE + _SHAPE
+"""Of `region_statistics`."""
+
+
+def region_statistics(crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b n"]:
+    """Numbers a pathologist would ask for, `REGION_NUMBERS` a cell; no weight takes part.
+
+    - mean, sd and skewness of CIE L, a, b, the optical densities of red, green, blue, saturation, and the hue's cosine
+      and sine times saturation, over the cell, its nucleus and its cytoplasm; nucleus less cytoplasm
+    - rotation-invariant uniform local binary patterns (Ojala et al., PAMI 2002) of the green channel
+    - energy between blurs of one width and the next in nucleus and cytoplasm
+    - the nucleus's share of the cell and its distance from the middle; dispersion and eccentricity of both; how much of
+      the nucleus is left when its rim is taken off
+
+    The nucleus is what is darker than Otsu's threshold (1979) in green, which the dyes of the nucleus absorb most.
+    Apart from rounding the numbers do not change when the cell is mirrored or turned by quarters.
+
+    Args:
+      crops: the cell alone on grey (see `data.crops.cell_crop`), 0..1.
+    """
+    pixels = jnp.round(jnp.asarray(crops, jnp.float32) * 255)
+    cell = cell_mask(pixels)
+    nucleus = _opened(cell & (pixels[..., 1] <= otsu(pixels[..., 1], cell)[:, None, None]))
+    cytoplasm = cell & ~nucleus
+    regions = (cell, nucleus, cytoplasm)
+    channels = colour_channels(pixels)
+    moments = [masked_moments(channels, region) for region in regions]
+    numbers = [*moments, moments[1][:, :_CHANNELS] - moments[2][:, :_CHANNELS]]
+    for radius in _RADII:
+        numbers += local_binary_patterns(pixels[..., 1], regions if radius == 1 else (cell,), radius)
+    numbers += [band_energies(pixels, region) for region in (nucleus, cytoplasm)]
+    return jnp.concatenate([*numbers, _shape_numbers(cell, nucleus)], axis=-1)
+
+
+def cell_mask(pixels: Float[Array, "b s s 3"]) -> Bool[Array, "b s s"]:
+    """Where the crop is not grey, small holes filled and the rim, which resizing mixed with grey, left out.
+
+    Where that is less than a hundredth of the crop, all of it.
+    """
+    other = jnp.abs(pixels - _GREY).max(axis=-1) > _NEAR_GREY
+    inner = _eroded(_eroded(_dilated(other)))
+    return inner | (inner.mean(axis=(1, 2), keepdims=True) < 0.01)
+
+
+def otsu(levels: Float[Array, "b s s"], region: Bool[Array, "b s s"]) -> Float[Array, " b"]:
+    """Otsu's threshold (1979) over the region, of whole numbers 0..255: what is not above it is the darker part."""
+    batch = levels.shape[0]
+    high, low = jnp.divmod(levels.reshape(batch, -1), 16)
+    digits = jnp.arange(16)
+    # A histogram as a matrix product: accelerators count badly and multiply well.
+    first = ((high[..., None] == digits) & region.reshape(batch, -1, 1)).astype(jnp.float32)
+    second = (low[..., None] == digits).astype(jnp.float32)
+    counts = jnp.einsum("bnp,bnq->bpq", first, second).reshape(batch, 256)
+    shares = counts / jnp.maximum(counts.sum(axis=1, keepdims=True), 1)
+    below = jnp.cumsum(shares, axis=1)
+    first_moment = jnp.cumsum(shares * jnp.arange(256), axis=1)
+    apart = (first_moment[:, -1:] * below - first_moment) ** 2
+    between = apart / jnp.maximum(below * (1 - below), 1e-6)
+    return jnp.argmax(between, axis=1).astype(jnp.float32)
+
+
+def colour_channels(pixels: Float[Array, "b s s 3"]) -> Float[Array, "b s s 9"]:
+    """CIE L, a, b over 100; optical densities of red, green, blue; saturation; hue's cosine and sine times saturation.
+
+    Args:
+      pixels: sRGB, 0..255.
+    """
+    share = pixels / 255
+    linear = jnp.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    # sRGB's primaries to CIE XYZ, over the white of D65
+    to_xyz = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
+    xyz = linear @ jnp.asarray((to_xyz / to_xyz.sum(axis=1, keepdims=True)).T, jnp.float32)
+    f = jnp.where(xyz > 0.008856, jnp.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    lightness = 1.16 * f[..., 1] - 0.16
+    a, b = 5 * (f[..., 0] - f[..., 1]), 2 * (f[..., 1] - f[..., 2])
+    density = -jnp.log10((pixels + 1) / 256)
+    most = share.max(axis=-1)
+    saturation = (most - share.min(axis=-1)) / jnp.maximum(most, 1 / 255)
+    red, green, blue = share[..., 0], share[..., 1], share[..., 2]
+    along, across = red - (green + blue) / 2, np.sqrt(3) / 2 * (green - blue)
+    turn = saturation / jnp.maximum(jnp.hypot(along, across), 1e-6)
+    rest = [saturation, along * turn, across * turn]
+    return jnp.concatenate([jnp.stack([lightness, a, b], -1), density, jnp.stack(rest, -1)], axis=-1)
+
+
+def masked_moments(channels: Float[Array, "b s s c"], region: Bool[Array, "b s s"]) -> Float[Array, "b k"]:
+    """Means, standard deviations and skewnesses of the channels over the region; of no pixel zeros."""
+    weight = region[..., None].astype(jnp.float32)
+    count = jnp.maximum(weight.sum(axis=(1, 2)), 1)
+    mean = (weight * channels).sum(axis=(1, 2)) / count
+    centred = weight * (channels - mean[:, None, None])
+    squares = centred * centred
+    spread = jnp.sqrt(squares.sum(axis=(1, 2)) / count)
+    skew = (squares * centred).sum(axis=(1, 2)) / count / jnp.maximum(spread, _LEAST_SPREAD) ** 3
+    return jnp.concatenate([mean, spread, skew], axis=-1)
+
+
+def local_binary_patterns(
+    grey: Float[Array, "b s s"], regions: Sequence[Bool[Array, "b s s"]], radius: int
+) -> list[Float[Array, "b 10"]]:
+    """For each region shares of the uniform patterns of 8 neighbours, 0..8 of them bright, and of all others.
+
+    Args:
+      grey: any range; only which of two pixels is brighter counts.
+      regions: pixels that are counted; those nearer to the image's edge than `radius` are left out.
+      radius: of the circle of neighbours, which are interpolated bilinearly.
+    """
+    size = grey.shape[1]
+    inner = grey[:, radius : size - radius, radius : size - radius]
+    bright = []
+    for number in range(_NEIGHBOURS):
+        angle = 2 * np.pi * number / _NEIGHBOURS
+        # Rounded, so that a neighbour a hair's breadth from a pixel is that pixel.
+        y, x = np.round(-radius * np.sin(angle), 6), np.round(radius * np.cos(angle), 6)
+        top, left = int(np.floor(y)), int(np.floor(x))
+        value = jnp.zeros_like(inner)
+        for dy, share_y in ((0, 1 - (y - top)), (1, y - top)):
+            for dx, share_x in ((0, 1 - (x - left)), (1, x - left)):
+                if share_y * share_x:
+                    row, column = radius + top + dy, radius + left + dx
+                    there = grey[:, row : row + inner.shape[1], column : column + inner.shape[2]]
+                    value += float(share_y * share_x) * there
+        # As bright, but for rounding, is bright.
+        bright.append(value >= inner - 1e-3)
+    count = sum(one.astype(jnp.int32) for one in bright)
+    changes = sum((a != b).astype(jnp.int32) for a, b in pairwise([*bright, bright[0]]))
+    code = jnp.where(changes <= 2, count, _PATTERNS - 1)
+    is_pattern = code[..., None] == jnp.arange(_PATTERNS)
+    shares = []
+    for region in regions:
+        inside = region[:, radius : size - radius, radius : size - radius, None]
+        found = (is_pattern & inside).sum(axis=(1, 2)).astype(jnp.float32)
+        shares.append(found / jnp.maximum(found.sum(axis=-1, keepdims=True), 1))
+    return shares
+
+
+def band_energies(pixels: Float[Array, "b s s 3"], region: Bool[Array, "b s s"]) -> Float[Array, "b k"]:
+    """Root mean square, over the region, of the differences between blurs of one sigma and the next, by channel.
+
+    Outside, the region's mean stands in, so that its edge is no texture. Of no pixel zeros.
+    """
+    weight = region[..., None].astype(jnp.float32)
+    count = jnp.maximum(weight.sum(axis=(1, 2)), 1)
+    mean = (weight * pixels).sum(axis=(1, 2)) / count
+    # Centred: what a blur takes from beyond the region is zero.
+    fine = weight * (pixels - mean[:, None, None])
+    energies = []
+    for sigma in _SIGMAS[1:]:
+        kernel = jnp.asarray(_blur(pixels.shape[1], sigma))
+        coarse = jnp.einsum("hi,bijc,wj->bhwc", kernel, weight * (pixels - mean[:, None, None]), kernel)
+        energies.append(jnp.sqrt((weight * (fine - coarse) ** 2).sum(axis=(1, 2)) / count))
+        fine = coarse
+    return jnp.stack(energies, axis=-1).reshape(pixels.shape[0], -1)
+
+
+def _blur(size: int, sigma: float) -> np.ndarray:
+    """Gaussian blur along one axis as a matrix; beyond the edge the image is mirrored about its last pixel."""
+    reach = min(round(4 * sigma), size - 1)
+    offsets = np.arange(-reach, reach + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    weights /= weights.sum()
+    rows = np.arange(size)
+    matrix = np.zeros((size, size), np.float32)
+    for offset, weight in zip(offsets, weights, strict=True):
+        place = np.abs(rows + offset)
+        place = np.where(place >= size, 2 * (size - 1) - place, place)
+        matrix[rows, place] += weight
+    return matrix
+
+
+def _shape_numbers(cell: Bool[Array, "b s s"], nucleus: Bool[Array, "b s s"]) -> Float[Array, "b k"]:
+    area, middle, of_cell = _second_moments(cell)
+    part, nucleus_middle, of_nucleus = _second_moments(nucleus)
+    there = part > 0
+    apart = jnp.hypot(*(nucleus_middle - middle).T) / jnp.sqrt(jnp.maximum(area, 1) / np.pi)
+    numbers = [part / jnp.maximum(area, 1), jnp.where(there, apart, 0), *of_cell, *of_nucleus]
+    left, done = nucleus, 0
+    for erosion in _EROSIONS:
+        for _ in range(erosion - done):
+            left = _eroded(left)
+        done = erosion
+        numbers.append(left.sum(axis=(1, 2)) / jnp.maximum(part, 1))
+    return jnp.stack(numbers, axis=-1)
+
+
+def _second_moments(
+    region: Bool[Array, "b s s"],
+) -> tuple[Float[Array, " b"], Float[Array, "b 2"], list[Float[Array, " b"]]]:
+    """Area, middle; dispersion, 1 for a disc and more for anything else, and eccentricity, 0 for a disc."""
+    weight = region.astype(jnp.float32)
+    area = weight.sum(axis=(1, 2))
+    count = jnp.maximum(area, 1)
+    places = jnp.arange(region.shape[1], dtype=jnp.float32)
+    rows, columns = weight.sum(axis=2), weight.sum(axis=1)
+    y, x = (rows @ places) / count, (columns @ places) / count
+    down, right = places - y[:, None], places - x[:, None]
+    yy, xx = (rows * down**2).sum(axis=1) / count, (columns * right**2).sum(axis=1) / count
+    yx = jnp.einsum("bij,bi,bj->b", weight, down, right) / count
+    mean, half = (yy + xx) / 2, jnp.hypot((yy - xx) / 2, yx)
+    eccentricity = jnp.sqrt(jnp.clip(1 - (mean - half) / jnp.maximum(mean + half, 1e-6), 0, 1))
+    # Of a disc of area A the second moment along an axis is A / 4 pi.
+    return area, jnp.stack([y, x], -1), [4 * np.pi * mean / count, jnp.where(mean > 0, eccentricity, 0)]
+
+
+def _eroded(region: Bool[Array, "b s s"]) -> Bool[Array, "b s s"]:
+    """Without the pixels that have one outside among their 8 neighbours; beyond the image is outside."""
+    wide = jnp.pad(region, ((0, 0), (1, 1), (1, 1)))
+    rows = wide[:, :-2] & wide[:, 1:-1] & wide[:, 2:]
+    return rows[:, :, :-2] & rows[:, :, 1:-1] & rows[:, :, 2:]
+
+
+def _dilated(region: Bool[Array, "b s s"]) -> Bool[Array, "b s s"]:
+    """With the 8 neighbours of all pixels."""
+    wide = jnp.pad(region, ((0, 0), (1, 1), (1, 1)))
+    rows = wide[:, :-2] | wide[:, 1:-1] | wide[:, 2:]
+    return rows[:, :, :-2] | rows[:, :, 1:-1] | rows[:, :, 2:]
+
+
+def _opened(region: Bool[Array, "b s s"]) -> Bool[Array, "b s s"]:
+    """Without what is thinner than 3 pixels: grains of the cytoplasm are no nucleus."""
+    return _dilated(_eroded(region))

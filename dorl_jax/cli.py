@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.stage in ("train-classifier", "predict"):
             _log_to(None, quiet=False)
             predict_command.run(options)
-        elif options.stage == "embed" and options.images:
+        elif options.stage in ("embed", "extract") and options.images:
             _embed_images(options)
         elif options.stage == "judge":
             judge_command.run(options)
@@ -132,8 +132,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         _add_common(subparser)
         _add_settings(subparser, stage)
-        if stage.name == "embed":
-            embed_command.add_arguments(subparser)
+        if stage.name in ("embed", "extract"):
+            embed_command.add_arguments(subparser, stage.name)
     data_command.add_parser(commands)
     export_command.add_parser(commands)
     neighbours_command.add_parser(commands)

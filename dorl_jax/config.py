@@ -41,12 +41,17 @@ def load(settings_type: type[T], path: str | os.PathLike[str], overrides: Mappin
     return build(settings_type, _read(Path(path)), overrides, origin=str(path))
 
 
-def load_section(settings_type: type[T], path: str | os.PathLike[str], section: str) -> T:
+def load_section(
+    settings_type: type[T],
+    path: str | os.PathLike[str],
+    section: str,
+    overrides: Mapping[str, str] | None = None,
+) -> T:
     """One section of a TOML file, without regard to the others; all defaults where the file has none (see `load`)."""
     tree = _read(Path(path)).get(section, {})
     if not isinstance(tree, dict):
         raise InputError(f"{path}: {section!r} is not a section")
-    return build(settings_type, tree, origin=f"{path}, section [{section}]")
+    return build(settings_type, tree, overrides, origin=f"{path}, section [{section}]")
 
 
 def build(

@@ -90,12 +90,8 @@ class DoRL:
           InputError: no run, or one in which a model is missing.
         """
         run = Path(run)
-        if not (run / config.SETTINGS_FILE).is_file():
-            raise InputError(
-                f"no run at {run}: {config.SETTINGS_FILE} is missing; name the folder that `dorl-jax run` made"
-            )
         # Not the settings of all stages: they would bring in scikit-learn, plots and more.
-        settings = config.load_section(ExtractSettings, run / config.SETTINGS_FILE, "extract")
+        settings = config.load_section(ExtractSettings, settings_of(run), "extract")
         # The larger first, and the second when the first has let go of what it does not need: the peak is lower.
         cae = load_model(run / "train_cae" / "model", Cae)
         weights = {"autoencoder": weights_fingerprint(cae)}
@@ -234,6 +230,18 @@ class DoRL:
 
 Images = str | Path | ImageList | AnyArray | Sequence[str | Path] | Sequence[AnyArray]
 """What `DoRL.embed` takes."""
+
+
+def settings_of(run: Path) -> Path:
+    """The settings file of a run.
+
+    Raises:
+      InputError: there is none.
+    """
+    path = run / config.SETTINGS_FILE
+    if not path.is_file():
+        raise InputError(f"no run at {run}: {path.name} is missing; name the folder that `dorl-jax run` made")
+    return path
 
 
 def weights_fingerprint(model: nnx.Module) -> str:

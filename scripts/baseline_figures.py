@@ -2,33 +2,27 @@
 
     python scripts/baseline_figures.py runs/real_cells baselines.names='["colour_texture","resnet"]'
 
-RUN is the folder of a run that is extracted. Vectors go to RUN/baselines. For every ordered pair of laboratories a
-balanced logistic regression (C = 0.05) is trained on all cells of the first and tested on all of the second; "own"
-first standardises each laboratory by its own mean and sd, otherwise the source's serve both. In-domain figures are
-those of five stratified folds (seed 1234). Prints Markdown, accuracy / macro-F1 in %.
+RUN is the folder of a run that is extracted. Vectors go to RUN/baselines. Classifier, scalings and what is asked are
+those of `recipe_figures.py`; a baseline is one part, so that co-training is self-training. Prints Markdown, accuracy /
+macro-F1 in %. Those trained on one laboratory's labels have no figure from three laboratories to the fourth.
 """
 
 import argparse
 import logging
 import time
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score
-from sklearn.model_selection import StratifiedKFold
+from recipe_figures import Score, across, in_domain, score
 
 from dorl_jax import config
 from dorl_jax.baselines import BaselineSettings, baselines, read_baseline
 from dorl_jax.data.manifest import load_cells
-from dorl_jax.evaluation.adaptation import standardise_by_laboratory
-from dorl_jax.evaluation.classifiers import make_classifier
 from dorl_jax.evaluation.latents import Latents
 
-_CLASSIFIER = "logistic_regression_balanced"
-# Of what class frequencies give: a balanced one would forget them.
-_UNWEIGHTED = "logistic_regression"
+_SCALINGS = ("source", "own", "self-training")
 
 
 @dataclass(frozen=True)
@@ -49,17 +43,17 @@ def main() -> None:
     settings = config.build(Settings, {}, overrides).baselines
     manifest = load_cells(options.run / "data" / "cells.parquet")
     out = options.run / "baselines"
-    print("| baseline | numbers | across, source's units | across, own | in-domain | seconds |")
-    print("|---|---|---|---|---|---|")
+    asked = [f"{what}, {scaling}" for what in ("pairs", "others to each") for scaling in _SCALINGS]
+    print(f"| baseline | numbers | in-domain | {' | '.join(asked)} | seconds |")
+    print("|---|---:|" + "---:|" * (len(asked) + 2))
     for name in settings.names:
         begun = time.perf_counter()
         baselines(manifest, options.run / "extract" / "store", out, one(settings, name))
         seconds = time.perf_counter() - begun
         vectors = read_baseline(out, name)
         width = next(iter(vectors.values())).vectors.shape[1]
-        kind = _UNWEIGHTED if name == "majority" else _CLASSIFIER
-        found = " | ".join(f"{100 * accuracy:.1f} / {100 * f1:.1f}" for accuracy, f1 in figures(vectors, kind))
-        print(f"| {name} | {width} | {found} | {seconds:.0f} |", flush=True)
+        found = floors(vectors[""]) if name == "majority" else figures(vectors)
+        print(f"| {name} | {width} | {' | '.join(found)} | {seconds:.0f} |", flush=True)
 
 
 def one(settings: BaselineSettings, name: str) -> BaselineSettings:
@@ -67,39 +61,37 @@ def one(settings: BaselineSettings, name: str) -> BaselineSettings:
     return config.build(BaselineSettings, {**config.as_tree(settings), "names": [name]})
 
 
-def figures(vectors: dict[str, Latents], kind: str) -> list[np.ndarray]:
-    """Accuracy and macro-F1: across in the source's units, across in own units, in-domain."""
-    laboratories = np.unique(next(iter(vectors.values())).laboratories)
-    across: dict[str, list[tuple[float, float]]] = {"source": [], "own": []}
-    inside = []
-    for source in laboratories:
-        latents = vectors.get(source) or vectors[""]
-        for units, ones in (("source", latents), ("own", standardise_by_laboratory(latents))):
-            of_source = ones.laboratories == source
-            classifier = make_classifier(kind, 0).fit(ones.vectors[of_source], ones.labels[of_source])
-            for target in laboratories[laboratories != source]:
-                tested = ones.laboratories == target
-                across[units].append(scores(ones.labels[tested], classifier.predict(ones.vectors[tested])))
-        own = latents.laboratories == source
-        inside += folds(latents.vectors[own], latents.labels[own], kind)
-    return [np.mean(found, axis=0) for found in (across["source"], across["own"], inside)]
-
-
-def folds(vectors: np.ndarray, labels: np.ndarray, kind: str) -> list[tuple[float, float]]:
-    """Scores of each fold of one laboratory."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        parts = list(StratifiedKFold(5, shuffle=True, random_state=1234).split(vectors, labels))
-    found = []
-    for fitted, tested in parts:
-        classifier = make_classifier(kind, 0).fit(vectors[fitted], labels[fitted])
-        found.append(scores(labels[tested], classifier.predict(vectors[tested])))
+def figures(vectors: dict[str, Latents]) -> list[str]:
+    """In-domain; every pair by every scaling; all others to each by every scaling, of vectors that serve any source."""
+    whole = vectors.get("")
+    names = np.unique(next(iter(vectors.values())).laboratories).tolist()
+    of = {name: whole if whole is not None else vectors[name] for name in names}
+    found = [mean([score for name in names for score in in_domain(of[name], name)])]
+    for scaling in _SCALINGS:
+        found.append(mean([across(of[a], [a], b, scaling) for a in names for b in names if a != b]))
+    for scaling in _SCALINGS:
+        rest = [([a for a in names if a != b], b) for b in names]
+        found.append("" if whole is None else mean([across(whole, a, b, scaling) for a, b in rest]))
     return found
 
 
-def scores(labels: np.ndarray, called: np.ndarray) -> tuple[float, float]:
-    """Accuracy, and F1 averaged over the classes that are there or were called."""
-    return accuracy_score(labels, called), f1_score(labels, called, average="macro", zero_division=0)
+def floors(latents: Latents) -> list[str]:
+    """As `figures`: what the most frequent class of the labelled cells gives."""
+    names = np.unique(latents.laboratories).tolist()
+
+    def most(sources: Sequence[str], target: str) -> Score:
+        classes, counts = np.unique(latents.labels[np.isin(latents.laboratories, sources)], return_counts=True)
+        truth = latents.labels[latents.laboratories == target]
+        return score(truth, np.full(len(truth), classes[counts.argmax()]))
+
+    pairs = mean([most([a], b) for a in names for b in names if a != b])
+    rest = mean([most([a for a in names if a != b], b) for b in names])
+    return [mean([most([name], name) for name in names]), *[pairs] * len(_SCALINGS), *[rest] * len(_SCALINGS)]
+
+
+def mean(scores: Sequence[Score]) -> str:
+    """Accuracy / macro-F1."""
+    return f"{np.mean([one.accuracy for one in scores]):.1f} / {np.mean([one.macro_f1 for one in scores]):.1f}"
 
 
 if __name__ == "__main__":

@@ -10,30 +10,37 @@ regression (classes balanced, C = 0.05) in the laboratory it was trained in (fiv
   source         mean and sd of the training cells: nothing of the target is needed
   own            mean and sd of each laboratory over its own unlabelled cells
   self-training  own, then four rounds of training on confident pseudo-labels of the target's unlabelled cells
+  co-training    the same, by a classifier for each part of the vector, which name cells together; the part `pixels`
+                 stays in the source's units
 
 With several runs, seeds of the same settings, mean and sd over them. With --held-out each run is one that left
 laboratories unseen (`data.unseen`), and only these are tested, from all others.
 """
 
 import argparse
+import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from dorl_jax import config
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.evaluation.adaptation import in_own_units, self_train
+from dorl_jax.evaluation.experts import Experts, comparable_as_is
 from dorl_jax.evaluation.latents import Latents, read_latents
 from dorl_jax.stages.run import RunSettings
 from dorl_jax.training.checkpoints import read_description
 
-SCALINGS = ("source", "own", "self-training")
+SCALINGS = ("source", "own", "self-training", "co-training")
 ROUNDS = 4
 # macro-F1 a second time over the classes of which the target has as many cells
 ENOUGH = 10
@@ -58,53 +65,67 @@ def score(truth: np.ndarray, predicted: np.ndarray) -> Score:
     return Score(100 * accuracy, 100 * float(f1.mean()), 100 * common, above)
 
 
-def classifier() -> LogisticRegression:
-    return LogisticRegression(C=0.05, class_weight="balanced", max_iter=1000, tol=1e-3)
+def classifier() -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.05, class_weight="balanced", max_iter=1000, tol=1e-3))
 
 
-def by_laboratory(vectors: np.ndarray, laboratories: np.ndarray) -> np.ndarray:
-    out = np.empty(vectors.shape, np.float32)
+def scaled(vectors: np.ndarray, parts: Mapping[str, int], laboratories: np.ndarray, scaling: str) -> np.ndarray:
+    """In the units that the scaling asks for; the source's are the classifier's own."""
+    out = vectors.astype(np.float32)
+    if scaling == "source":
+        return out
     for name in np.unique(laboratories):
         own = laboratories == name
-        out[own] = in_own_units(vectors[own], vectors[own])
+        if scaling == "co-training":
+            out[own] = comparable_as_is(vectors[own], vectors[own], parts)
+        else:
+            out[own] = in_own_units(vectors[own], vectors[own])
     return out
 
 
-def across(vectors: np.ndarray, latents: Latents, sources: Sequence[str], target: str, scaling: str) -> Score:
+def across(latents: Latents, sources: Sequence[str], target: str, scaling: str) -> Score:
+    parts = latents.parts or {"": latents.vectors.shape[1]}
     train, test = np.isin(latents.laboratories, sources), latents.laboratories == target
-    if scaling == "source":
-        known, asked = in_own_units(vectors[train], vectors[train]), in_own_units(vectors[test], vectors[train])
-    else:
-        known = by_laboratory(vectors[train], latents.laboratories[train])
-        asked = in_own_units(vectors[test], vectors[test])
+    known = scaled(latents.vectors[train], parts, latents.laboratories[train], scaling)
+    asked = scaled(latents.vectors[test], parts, latents.laboratories[test], scaling)
     labels = latents.labels[train]
-    model = classifier().fit(known, labels)
-    if scaling == "self-training":
-        model = self_train(classifier, known, labels, asked, ROUNDS, model)
+
+    def make() -> Any:
+        return Experts(classifier, parts) if scaling == "co-training" else classifier()
+
+    model = make().fit(known, labels)
+    if scaling in ("self-training", "co-training"):
+        model = self_train(make, known, labels, asked, ROUNDS, model)
     return score(latents.labels[test], model.predict(asked))
 
 
-def in_domain(vectors: np.ndarray, latents: Latents, laboratory: str) -> Iterator[Score]:
-    rows = np.flatnonzero(latents.laboratories == laboratory)
+def in_domain(latents: Latents, laboratory: str) -> Iterator[Score]:
+    vectors, rows = latents.vectors, np.flatnonzero(latents.laboratories == laboratory)
     splitter = StratifiedKFold(5, shuffle=True, random_state=1234)
-    for train, test in splitter.split(rows, latents.labels[rows]):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        folds = list(splitter.split(rows, latents.labels[rows]))
+    for train, test in folds:
         train, test = rows[train], rows[test]
-        model = classifier().fit(in_own_units(vectors[train], vectors[train]), latents.labels[train])
-        yield score(latents.labels[test], model.predict(in_own_units(vectors[test], vectors[train])))
+        model = classifier().fit(vectors[train], latents.labels[train])
+        yield score(latents.labels[test], model.predict(vectors[test]))
 
 
-def parts_of(run: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    """The columns of each part of the vector that is wanted, several joined by +; by default each, and all."""
+def parts_of(run: Path, latents: Latents, wanted: Sequence[str]) -> dict[str, Latents]:
+    """The vectors of each part that is wanted, several joined by +; by default each, and all."""
     _, cae = read_description(run / "train_cae" / "model")
-    sizes = {"cls": cae.width, "tokens": 2 * cae.width, "features": 2 * cae.width}
-    sizes["pixels"] = cae.pixel_channels[-1] if cae.pixel_channels else 0
-    edges = np.cumsum([0, *(sizes[part] for part in cae.vector)])
-    columns = {part: np.arange(edges[i], edges[i + 1]) for i, part in enumerate(cae.vector)}
+    edges = np.cumsum([0, *cae.part_sizes.values()])
+    columns = {part: np.arange(edges[i], edges[i + 1]) for i, part in enumerate(cae.part_sizes)}
     names = list(wanted) or list(dict.fromkeys([*cae.vector, "+".join(cae.vector)]))
     unknown = sorted({part for name in names for part in name.split("+")} - columns.keys())
     if unknown:
         raise InputError(f"the vectors of {run} have no part {name_some(unknown)}; they have {', '.join(columns)}")
-    return {name: np.concatenate([columns[part] for part in name.split("+")]) for name in names}
+    found = {}
+    for name in names:
+        parts = {part: cae.part_sizes[part] for part in name.split("+")}
+        vectors = latents.vectors[:, np.concatenate([columns[part] for part in parts])]
+        found[name] = replace(latents, vectors=vectors, parts=parts)
+    return found
 
 
 def rows(run: Path, wanted: Sequence[str], held_out: bool) -> Iterator[tuple[str, str, list[Score]]]:
@@ -112,20 +133,19 @@ def rows(run: Path, wanted: Sequence[str], held_out: bool) -> Iterator[tuple[str
     latents = read_latents(run / "embed" / "latents.parquet")
     names = list(dict.fromkeys(latents.laboratories.tolist()))
     unseen = config.load(RunSettings, run / config.SETTINGS_FILE).data.unseen
-    for part, columns in parts_of(run, wanted).items():
-        vectors = latents.vectors[:, columns]
+    for part, one in parts_of(run, latents, wanted).items():
         if held_out:
             seen = [name for name in names if name not in unseen]
             for scaling in SCALINGS:
-                scores = [across(vectors, latents, seen, target, scaling) for target in unseen]
+                scores = [across(one, seen, target, scaling) for target in unseen]
                 yield part, f"others to the unseen, {scaling}", scores
             continue
-        yield part, "in-domain", [one for name in names for one in in_domain(vectors, latents, name)]
+        yield part, "in-domain", [found for name in names for found in in_domain(one, name)]
         for scaling in SCALINGS:
             pairs = [(a, b) for a in names for b in names if a != b]
-            yield part, f"pairs, {scaling}", [across(vectors, latents, [a], b, scaling) for a, b in pairs]
+            yield part, f"pairs, {scaling}", [across(one, [a], b, scaling) for a, b in pairs]
             others = [([a for a in names if a != b], b) for b in names]
-            yield part, f"others to each, {scaling}", [across(vectors, latents, a, b, scaling) for a, b in others]
+            yield part, f"others to each, {scaling}", [across(one, a, b, scaling) for a, b in others]
 
 
 def main() -> None:

@@ -1,15 +1,20 @@
-"""Images to a file of vectors: in shards, so that it can be killed at any moment, and shared by many processes."""
+"""Images to vectors, or to what an autoencoder learns from: shard by shard, so that nothing done is lost or torn.
+
+A job can be killed at any moment and goes on where it was; many processes can share it.
+"""
 
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
+import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from dorl_jax.data.image_lists import ImageList
@@ -18,12 +23,17 @@ from dorl_jax.data.pictures import FilePictures, as_read
 from dorl_jax.data.pool import worker_count
 from dorl_jax.dorl import DoRL, Dtype
 from dorl_jax.embedding.engine import Engine, Rows
-from dorl_jax.embedding.table import read_provenance, write_vectors
+from dorl_jax.embedding.table import images_table, read_provenance, write_vectors
 from dorl_jax.errors import InputError, name_some
+from dorl_jax.files import replacing
 from dorl_jax.locks import locked
+from dorl_jax.models import LoraSam
 from dorl_jax.store import Store, StoreWriter, differences
 
 logger = logging.getLogger(__name__)
+
+IMAGES = "images.parquet"
+"""In the store that `extract_images` writes."""
 
 # Images that are read to tell how long all will take.
 _PROBED = 8
@@ -31,7 +41,7 @@ _PROBED = 8
 
 @dataclass(frozen=True)
 class EmbedJob:
-    """How a set of images is embedded.
+    """How a set of images is embedded or extracted.
 
     Attributes:
       batch_size: images a step, over all devices of a process.
@@ -82,20 +92,10 @@ def embed_images(dorl: DoRL, images: ImageList, out: Path, job: EmbedJob, *, pro
       InputError: no images, `out` is of other images or was made otherwise, another process is at it alone, or, with
         `strict`, an image that cannot be read.
     """
-    if not len(images):
-        raise InputError("no images to embed")
-    if not 0 <= job.process < job.processes:
-        raise InputError(f"process {job.process} of {job.processes}: expected 0 to {job.processes - 1}")
+    _check(images, job)
     if out.suffix != ".parquet":
         raise InputError(f"{out}: vectors are written as .parquet; `dorl-jax export` makes other kinds of it")
-    made_by = {
-        **dorl.provenance,
-        "dtype": job.dtype,
-        "batch_size": job.batch_size,
-        "images": images.fingerprint(),
-        "jax": jax.__version__,
-        "platform": jax.default_backend(),
-    }
+    made_by = {**dorl.provenance, **_made_by(images, job)}
     if out.exists():
         changed = differences(read_provenance(out), made_by)
         if changed:
@@ -104,15 +104,113 @@ def embed_images(dorl: DoRL, images: ImageList, out: Path, job: EmbedJob, *, pro
         return Done(0, 0.0, 0.0, 0, True)
     parts = out.with_name(out.name + ".parts")
     with locked(parts / "writing.lock", shared=job.processes > 1):
-        done = _do_missing(dorl, images, parts, made_by, job, progress)
+        done = _do_missing(
+            lambda: dorl.engine(job.batch_size, job.dtype, job.workers),
+            dorl.lora_sam,
+            images,
+            parts,
+            made_by,
+            job,
+            what="embed",
+            progress=progress,
+        )
     return _finish(images, out, parts, made_by, done)
 
 
-def _do_missing(
-    dorl: DoRL, images: ImageList, parts: Path, made_by: Mapping[str, Any], job: EmbedJob, progress: bool
+def extract_images(
+    segmenter: LoraSam,
+    images: ImageList,
+    out: Path,
+    job: EmbedJob,
+    *,
+    zoom: float,
+    parity: bool,
+    kept: Dtype,
+    made_by: Mapping[str, Any],
+    progress: bool = True,
 ) -> Done:
+    """Write what an autoencoder learns from into the store `out` (see `store`), in the order of `images`.
+
+    Fields "feature", "crop", "foreground" and "empty" as the stage `extract` writes them; `out/images.parquet` tells of
+    every image its "id", the columns that came along ("laboratory", "label", ..), "source", and in "reason" why
+    there is nothing of it, or null. The same call goes on with the shards that are missing, with any number of
+    processes.
+
+    Args:
+      segmenter: its LoRA merged, best.
+      images: where they are.
+      out: folder.
+      job: how; `job.dtype` is that of the arithmetic.
+      zoom, parity: see `cut.cut_cells`.
+      kept: type in which features are kept.
+      made_by: what else decides the features (see `DoRL.provenance`).
+      progress: show a bar.
+
+    Raises:
+      InputError: as `embed_images`.
+    """
+    _check(images, job)
+    if out.suffix == ".parquet" or out.is_file():
+        raise InputError(f"{out}: features are written into a folder; name one")
+    made_by = {**made_by, **_made_by(images, job), "kept": kept, "zoom": zoom, "parity": parity}
+    dtype = np.dtype(ml_dtypes.bfloat16) if kept == "bfloat16" else np.dtype(np.float32)
+
+    def engine() -> Engine:
+        return Engine(
+            segmenter,
+            None,
+            batch_size=job.batch_size,
+            zoom=zoom,
+            parity=parity,
+            dtype=job.dtype,
+            workers=job.workers,
+        )
+
+    with locked(out / "writing.lock", shared=job.processes > 1):
+        done = _do_missing(
+            engine, segmenter, images, out, made_by, job, what="extract", field=("feature", dtype), progress=progress
+        )
+    if not done.finished:
+        logger.info("other processes have shards to do")
+        return done
+    failed = Store(out).failed
+    with replacing(out / IMAGES) as partial:
+        pq.write_table(images_table(images, failed), partial)
+    return replace(done, failed=len(failed))
+
+
+def _check(images: ImageList, job: EmbedJob) -> None:
+    if not len(images):
+        raise InputError("no images to embed")
+    if not 0 <= job.process < job.processes:
+        raise InputError(f"process {job.process} of {job.processes}: expected 0 to {job.processes - 1}")
+
+
+def _made_by(images: ImageList, job: EmbedJob) -> dict[str, Any]:
+    return {
+        "dtype": job.dtype,
+        "batch_size": job.batch_size,
+        "images": images.fingerprint(),
+        "jax": jax.__version__,
+        "platform": jax.default_backend(),
+    }
+
+
+def _do_missing(
+    make_engine: Callable[[], Engine],
+    segmenter: LoraSam,
+    images: ImageList,
+    parts: Path,
+    made_by: Mapping[str, Any],
+    job: EmbedJob,
+    *,
+    what: str,
+    field: tuple[str, np.dtype] | None = None,
+    progress: bool,
+) -> Done:
+    """The shards of a store that are missing; one of the fields may be kept in a type of its own."""
     shard_size = job.batch_size * -(-job.shard_size // job.batch_size)
-    writer = StoreWriter(parts, images.ids, made_by, shard_size, redo="run `dorl-jax embed` again")
+    writer = StoreWriter(parts, images.ids, made_by, shard_size, redo=f"run `dorl-jax {what}` again")
     if job.processes == 1:
         writer.clean()
     missing = writer.missing(job.process, job.processes)
@@ -121,30 +219,32 @@ def _do_missing(
         return Done(0, 0.0, 0.0, 0, writer.complete)
     if total < len(images):
         logger.info("%d of %d images are left for this process", total, len(images))
-    engine = dorl.engine(job.batch_size, job.dtype, job.workers)
+    engine = make_engine()
     _predict(engine, images, missing[0][1].start, total, job)
     # Every batch belongs to one shard, so that a vector does not depend on what was done before.
     a_shard = shard_size // job.batch_size
     numbers = [n for number, places in missing for n in _batches_of(number, places, a_shard, job.batch_size)]
     batches = picture_batches(
         FilePictures(images),
-        dorl.side,
+        segmenter.config.encoder.side,
         job.batch_size,
         range(len(images)),
         numbers=numbers,
-        resize=dorl.lora_sam.config.resize,
+        resize=segmenter.config.resize,
         originals=engine.needs_originals,
         strict=job.strict,
         workers=job.workers,
     )
     start = time.perf_counter()
-    with tqdm(total=total, desc="embedding", unit="image", disable=not progress) as bar:
+    with tqdm(total=total, desc=f"{what}ing", unit="image", disable=not progress) as bar:
         rows = _counted(engine.run(batches), bar)
         for number, places in missing:
             own = [next(rows) for _ in _batches_of(number, places, a_shard, job.batch_size)]
             arrays = {name: np.concatenate([part.arrays[name] for part in own]) for name in own[0].arrays}
             reasons = np.concatenate([part.reason for part in own])
             failed = {row: str(reason) for row, reason in enumerate(reasons) if reason}
+            if field is not None:
+                arrays[field[0]] = arrays[field[0]].astype(field[1])
             writer.write(number, arrays, failed)
     seconds = time.perf_counter() - start
     return Done(total, seconds, engine.occupancy.idle_share, 0, writer.complete)

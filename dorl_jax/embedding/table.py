@@ -38,14 +38,26 @@ def vectors_table(images: ImageList, arrays: Mapping[str, np.ndarray], failed: M
     vectors = np.ascontiguousarray(arrays["vector"], np.float32)
     flat = pa.array(vectors.reshape(-1))
     columns = {
-        "id": images.ids,
-        **{name: images.columns[name] for name in images.columns.column_names if name not in _OWN},
-        "source": pa.array([images.source_text(place) for place in range(count)], pa.large_string()),
+        **_of_images(images),
         "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1], mask=pa.array(~fine)),
         "empty": pa.array(arrays["empty"], mask=~fine),
         "reason": pa.array([failed.get(row) for row in range(count)], pa.string()),
     }
     return pa.table(columns)
+
+
+def images_table(images: ImageList, failed: Mapping[int, str]) -> pa.Table:
+    """What is known of images beside what was made of them: "id", what came along with them, "source", "reason"."""
+    reasons = pa.array([failed.get(row) for row in range(len(images))], pa.string())
+    return pa.table({**_of_images(images), "reason": reasons})
+
+
+def _of_images(images: ImageList) -> dict[str, pa.Array]:
+    return {
+        "id": images.ids,
+        **{name: images.columns[name] for name in images.columns.column_names if name not in _OWN},
+        "source": pa.array([images.source_text(place) for place in range(len(images))], pa.large_string()),
+    }
 
 
 def write_vectors(store: Store, images: ImageList, out: Path, provenance: Mapping[str, Any]) -> None:

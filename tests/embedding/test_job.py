@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -17,11 +18,18 @@ from small_dorl import save_small_run, small_dorl, write_images
 from dorl_jax import DoRL
 from dorl_jax.cli import main
 from dorl_jax.data.image_lists import ImageList, open_images
+from dorl_jax.data.laboratory import open_laboratories
+from dorl_jax.data.manifest import make_manifest
+from dorl_jax.data.synthetic import write_laboratories
+from dorl_jax.data.taxonomy import load_taxonomy
 from dorl_jax.embedding import job as job_module
+from dorl_jax.embedding.extracted import extracted_cells
 from dorl_jax.embedding.job import EmbedJob, embed_images
 from dorl_jax.embedding.table import read_provenance
 from dorl_jax.errors import InputError
 from dorl_jax.locks import locked
+from dorl_jax.stages.extract import ExtractSettings, extract
+from dorl_jax.store import Store
 
 COUNT = 22
 JOB = EmbedJob(batch_size=2, shard_size=3, workers=0)  # six shards of two batches
@@ -170,6 +178,77 @@ def test_the_command(whole: Path, folder: Path, run: Path, tmp_path: Path, capsy
     assert "takes no --config" in capsys.readouterr().err
     assert main(["embed", str(folder), "--out", str(out)]) == 2
     assert "needs --model" in capsys.readouterr().err
+
+
+def test_extracted_as_the_stage_does(tmp_path: Path) -> None:
+    """The same cells by the command and by a run's own stage: the same numbers."""
+    root = write_laboratories(tmp_path / "cells", cells_per_class=1, laboratories=2)
+    cells = make_manifest(open_laboratories(root), load_taxonomy("five_classes"))
+    run = save_small_run(tmp_path / "run")
+    sizes = ["--batch-size", "2", "--shard-size", "3", "--workers", "0", "--dtype", "float32"]
+    expected = extract(
+        cells,
+        run / "finetune_sam" / "model",
+        tmp_path / "stage",
+        ExtractSettings(batch_size=2, dtype="float32", workers=0),
+        weights="",
+        progress=False,
+    )
+    names = [str(cell.image) for cell in cells.cells]
+    told = ["extract", *names, "--model", str(run), "--out", str(tmp_path / "out"), "--quiet", *sizes]
+    assert main(told) == 0
+    found = Store(tmp_path / "out")
+    assert (len(found), found.shards, found.failed) == (len(names), -(-len(names) // 4), {})
+    for place in range(len(names)):
+        # The command merges the LoRA, the stage does not.
+        np.testing.assert_allclose(found["feature"][place], expected["feature"][place], atol=1e-5)
+        for name in ("crop", "foreground", "empty"):
+            np.testing.assert_array_equal(found[name][place], expected[name][place])
+    sources = pq.read_table(tmp_path / "out" / "images.parquet")["source"].to_pylist()
+    assert [Path(source) for source in sources] == [cell.image for cell in cells.cells]
+    # A shard that is lost comes back as it was.
+    torn = tmp_path / "out" / "shard_00001" / "feature.npy"
+    content = torn.read_bytes()
+    torn.unlink()
+    assert main(told) == 0
+    assert torn.read_bytes() == content
+
+
+def test_extracting_what_cannot_be_read(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = save_small_run(tmp_path / "run")
+    told = ["extract", str(folder), "--model", str(run), "--quiet", "--workers", "0"]
+    assert main([*told, "--out", str(tmp_path / "out")]) == 0
+    assert "2 images have no features" in capsys.readouterr().out
+    table = pq.read_table(tmp_path / "out" / "images.parquet").to_pylist()
+    assert [row["id"] for row in table if row["reason"]] == ["003.png", "007.png"]
+    assert Store(tmp_path / "out")["feature"][0].dtype == ml_dtypes.bfloat16
+    assert main([*told, "--out", str(tmp_path / "out"), "--zoom", "2.0"]) == 2
+    assert "made with another zoom (1.25, now 2.0)" in capsys.readouterr().err
+    assert main([*told, "--out", str(tmp_path / "out.parquet")]) == 2
+    assert "features are written into a folder" in capsys.readouterr().err
+
+
+def test_the_cells_of_what_was_extracted(folder: Path, tmp_path: Path) -> None:
+    """They go with the store, as those of a run do."""
+    root = write_laboratories(tmp_path / "cells", cells_per_class=1, laboratories=2)
+    cells = make_manifest(open_laboratories(root), load_taxonomy("five_classes"))
+    run = save_small_run(tmp_path / "run")
+    table, out = tmp_path / "cells.csv", tmp_path / "out"
+    lines = [f"{cell.image},{cell.id},{cell.laboratory},{cell.label}" for cell in cells.cells]
+    table.write_text("\n".join(["path,name,laboratory,label", *lines]) + "\n")
+    columns = ["--column", "path", "--id-column", "name"]
+    with pytest.raises(InputError, match="writes it when it is done"):
+        extracted_cells(out)
+    assert main(["extract", str(table), *columns, "--model", str(run), "--out", str(out), "--quiet"]) == 0
+    found = extracted_cells(out)
+    for mine, theirs in zip(found.cells, cells.cells, strict=True):
+        assert (mine.id, mine.laboratory, mine.label) == (theirs.id, theirs.laboratory, theirs.label)
+        assert Path(str(mine.image)) == theirs.image
+    assert found.laboratories == cells.laboratories
+    Store(out).require_ids([cell.id for cell in found.cells])
+    assert main(["extract", str(folder), "--model", str(run), "--out", str(tmp_path / "broken"), "--quiet"]) == 0
+    with pytest.raises(InputError, match=r"nothing was extracted of 003.png, 007.png"):
+        extracted_cells(tmp_path / "broken")
 
 
 @pytest.mark.slow

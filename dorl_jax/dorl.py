@@ -127,6 +127,7 @@ class DoRL:
             "zoom": self.zoom,
             "parity": self.parity,
             "vector": list(self.cae.config.vector),
+            "parts": self.cae.config.part_sizes,
         }
 
     def embed(

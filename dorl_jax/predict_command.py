@@ -38,8 +38,16 @@ def add_parser(commands: Any) -> None:
         choices=get_args(Adaptation),
         default="none",
         help="own: vectors are scaled by the mean and sd of their own laboratory, here and in every prediction, which "
-        "needs a hundred cells and more of it",
+        "needs a hundred cells and more of it; self_training, co_training: it also trains on the cells of --adapt-to "
+        "that it is sure of",
     )
+    train.add_argument(
+        "--adapt-to",
+        type=Path,
+        metavar="VECTORS",
+        help="unlabelled cells of the laboratories it is for, as `dorl-jax embed` wrote them",
+    )
+    train.add_argument("--rounds", type=int, default=4, help="of training on them (default: 4)")
     train.add_argument("--seed", type=int, default=1234, help="of the fit (default: 1234)")
     predict = commands.add_parser("predict", help=_PREDICT, description=_PREDICT)
     predict.add_argument(
@@ -84,11 +92,15 @@ def _train(options: argparse.Namespace) -> None:
         taxonomy=load_taxonomy(options.taxonomy) if options.taxonomy else None,
         adaptation=options.adaptation,
         seed=options.seed,
+        unlabelled=read_vectors(options.adapt_to) if options.adapt_to else None,
+        rounds=options.rounds,
     )
     save_classifier(fitted, options.out)
     for laboratory, cells in fitted.header.cells.items():
         listed = ", ".join(f"{count} {label}" for label, count in cells.items())
         print(f"{laboratory}: {sum(cells.values())} cells ({listed})")
+    for laboratory, count in fitted.header.adapted_to.items():
+        print(f"{laboratory}: {count} cells, unlabelled")
     for note in fitted.header.notes:
         print(f"note: {note}")
     print(f"{options.out}: {fitted.header.name} of {len(fitted.header.classes)} classes")

@@ -14,6 +14,9 @@ from dorl_jax.errors import InputError, name_some
 
 # Key of the schema's metadata under which the provenance stands, as JSON.
 PROVENANCE = b"dorl_jax"
+# Of the provenance, what makes vectors of two models incomparable. The images, the machine and the type of the
+# arithmetic do not.
+_DECIDES = ("weights", "vector", "side", "resize", "zoom", "parity")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,21 @@ class Vectors:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Numbers of each part of the vector, in order (see `CaeConfig.vector`); one whole where that is unknown."""
+        sizes = self.provenance.get("parts")
+        if not sizes:
+            return {"": self.values.shape[1]}
+        return {name: int(sizes[name]) for name in self.provenance["vector"]}
+
+    @property
+    def laboratories(self) -> Shaped[np.ndarray, " n"]:
+        """Of each cell; where there is no such column, all cells are of one, "all cells"."""
+        if "laboratory" not in self.columns.column_names:
+            return np.full(len(self), "all cells")
+        return self.texts("laboratory")
 
     @property
     def ids(self) -> Shaped[np.ndarray, " n"]:
@@ -132,3 +150,28 @@ def _provenance(schema: pa.Schema, name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{name}: its provenance is no table of values")
     return found
+
+
+def refuse_other_model(fitted: dict[str, Any], given: dict[str, Any]) -> None:
+    """Refuse vectors that a classifier cannot take.
+
+    Args:
+      fitted: provenance of the vectors that it was fitted on.
+      given: provenance of those it is given.
+
+    Raises:
+      InputError: they are of two models, or of one that is not known.
+    """
+    for what, provenance in (("the classifier was fitted on", fitted), ("these are", given)):
+        if "weights" not in provenance:
+            raise InputError(f"{what} vectors of which nobody knows the model: embed the images with `dorl-jax embed`")
+    differing = [
+        f"{name} ({fitted.get(name)}, now {given.get(name)})"
+        for name in _DECIDES
+        if fitted.get(name) != given.get(name)
+    ]
+    if differing:
+        raise InputError(
+            "these vectors are of another model than those the classifier was fitted on: "
+            f"{name_some(differing)}. Take the model of the classifier, or train a classifier on vectors of this one"
+        )

@@ -13,7 +13,8 @@ and the same cores:
 
 They take turns, one pass over all images each; a ratio is that of two times of one round. First vectors are compared,
 and the cosine between those of fp32 and bf16 is printed. `--memory 1000 --memory 20000` measures in its place the peak
-memory of `dorl-jax embed` for so many images (the same files over and over), with the variant of `--variant`.
+memory of the command `dorl-jax embed` for so many images (the same files over and over), with the variant of
+`--variant`, from its start to its end: starting Python, reading the models and compiling included.
 
 Prints Markdown; writes extract.csv (with timm's names of columns) and extract_ratios.csv. Ratios of a busy machine are
 worthless.
@@ -21,7 +22,7 @@ worthless.
 
 import argparse
 import csv
-import json
+import itertools
 import os
 import statistics
 import subprocess
@@ -190,11 +191,31 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _memory(folder: Path, options: argparse.Namespace) -> None:
-    print(f"Peak memory of `dorl-jax embed`, {options.variant}:\n\n| images | MB | device waited |\n|---:|---:|---:|")
+    print(f"Peak memory of `dorl-jax embed`, {options.variant}:\n\n| images | dtype | MB | |\n|---:|---|---:|---|")
+    files = sorted((folder / "images").iterdir())
     for count in options.memory:
-        command = [sys.executable, str(WORKER), "memory", str(folder), str(count), str(options.batch)]
-        answer = json.loads(subprocess.run(command, check=True, env=environment(), stdout=subprocess.PIPE).stdout)
-        print(f"| {count:,} | {answer['peak_bytes'] / 1e6:.0f} | {answer['idle_share']:.1%} |", flush=True)
+        table = folder / f"{count}.csv"
+        rows = [f"{path},{place:07d}" for place, path in zip(range(count), itertools.cycle(files), strict=False)]
+        table.write_text("\n".join(["path,name", *rows]) + "\n")
+        for dtype in ("float32", "bfloat16"):
+            peak, told = _peak_of_command(folder, table, dtype, options.batch)
+            print(f"| {count:,} | {dtype} | {peak / 1e6:.0f} | {told} |", flush=True)
+
+
+def _peak_of_command(folder: Path, table: Path, dtype: str, batch: int) -> tuple[int, str]:
+    """Bytes at most of its processes, and the first line that the command prints."""
+    out = folder / f"{table.stem}_{dtype}.parquet"
+    command = [sys.executable, "-m", "dorl_jax.cli", "embed", str(table), "--column", "path", "--id-column", "name"]
+    command += ["--model", str(folder / "run"), "--out", str(out), "--dtype", dtype, "--batch-size", str(batch)]
+    with subprocess.Popen([*command, "--quiet"], env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"error: {' '.join(command)} ended with {process.returncode}")
+    # Linux counts in KiB; the Mac in bytes.
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), told.splitlines()[0]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 python benchmark_extract_worker.py {jax,torch} WAY BATCH DTYPE VARIANT FOLDER
 python benchmark_extract_worker.py inputs VARIANT FOLDER DATA COUNT
-python benchmark_extract_worker.py memory FOLDER COUNT BATCH
 """
 
 import itertools
@@ -30,9 +29,6 @@ def main() -> None:
     order, *rest = sys.argv[1:]
     if order == "inputs":
         write_inputs(rest[0], Path(rest[1]), rest[2], int(rest[3]))
-        return
-    if order == "memory":
-        print(json.dumps(memory(Path(rest[0]), int(rest[1]), int(rest[2]))), file=answers, flush=True)
         return
     way, batch, dtype, variant, folder = rest
     images = sorted((Path(folder) / "images").iterdir())
@@ -135,22 +131,6 @@ def prepare_torch(
         return np.stack([vector for _, _, vector in found.values()]), 0.0
 
     return run, {"version": f"torch {torch.__version__}", "img_size": side}
-
-
-def memory(folder: Path, count: int, batch: int) -> dict[str, float]:
-    """The peak of a whole job over `count` images: the files there are, over and over."""
-    from dorl_jax import DoRL
-    from dorl_jax.data.image_lists import ImageList
-    from dorl_jax.embedding.job import EmbedJob, embed_images
-
-    files = itertools.cycle(sorted((folder / "images").iterdir()))
-    sources = [str(path) for path in itertools.islice(files, count)]
-    images = ImageList([f"{place:07d}" for place in range(count)], sources)
-    out = folder / "memory.parquet"
-    done = embed_images(DoRL.load(folder / "run", only="float32"), images, out, EmbedJob(batch_size=batch))
-    assert done.images == count, f"{done.images} of {count} images"
-    out.unlink()
-    return {"peak_bytes": status("VmHWM"), "idle_share": done.idle_share}
 
 
 def image_side(variant: str) -> int:

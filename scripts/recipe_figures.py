@@ -20,7 +20,7 @@ laboratories unseen (`data.unseen`), and only these are tested, from all others.
 import argparse
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,20 @@ from sklearn.preprocessing import StandardScaler
 
 from dorl_jax import config
 from dorl_jax.errors import InputError, name_some
-from dorl_jax.evaluation.adaptation import in_own_units, self_train
-from dorl_jax.evaluation.experts import Experts, comparable_as_is
+from dorl_jax.evaluation.adaptation import TRAINING_ON, self_train
+from dorl_jax.evaluation.experts import Experts
+from dorl_jax.evaluation.fitted import Adaptation, in_units
 from dorl_jax.evaluation.latents import Latents, read_latents
 from dorl_jax.stages.run import RunSettings
 from dorl_jax.training.checkpoints import read_description
 
-SCALINGS = ("source", "own", "self-training", "co-training")
+# The source's units are the classifier's own.
+SCALINGS: dict[str, Adaptation] = {
+    "source": "none",
+    "own": "own",
+    "self-training": "self_training",
+    "co-training": "co_training",
+}
 ROUNDS = 4
 # macro-F1 a second time over the classes of which the target has as many cells
 ENOUGH = 10
@@ -69,32 +76,19 @@ def classifier() -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.05, class_weight="balanced", max_iter=1000, tol=1e-3))
 
 
-def scaled(vectors: np.ndarray, parts: Mapping[str, int], laboratories: np.ndarray, scaling: str) -> np.ndarray:
-    """In the units that the scaling asks for; the source's are the classifier's own."""
-    out = vectors.astype(np.float32)
-    if scaling == "source":
-        return out
-    for name in np.unique(laboratories):
-        own = laboratories == name
-        if scaling == "co-training":
-            out[own] = comparable_as_is(vectors[own], vectors[own], parts)
-        else:
-            out[own] = in_own_units(vectors[own], vectors[own])
-    return out
-
-
 def across(latents: Latents, sources: Sequence[str], target: str, scaling: str) -> Score:
     parts = latents.parts or {"": latents.vectors.shape[1]}
     train, test = np.isin(latents.laboratories, sources), latents.laboratories == target
-    known = scaled(latents.vectors[train], parts, latents.laboratories[train], scaling)
-    asked = scaled(latents.vectors[test], parts, latents.laboratories[test], scaling)
+    adaptation = SCALINGS[scaling]
+    known = in_units(adaptation, latents.vectors[train], latents.laboratories[train], parts)
+    asked = in_units(adaptation, latents.vectors[test], latents.laboratories[test], parts)
     labels = latents.labels[train]
 
     def make() -> Any:
-        return Experts(classifier, parts) if scaling == "co-training" else classifier()
+        return Experts(classifier, parts) if adaptation == "co_training" else classifier()
 
     model = make().fit(known, labels)
-    if scaling in ("self-training", "co-training"):
+    if adaptation in TRAINING_ON:
         model = self_train(make, known, labels, asked, ROUNDS, model)
     return score(latents.labels[test], model.predict(asked))
 

@@ -42,6 +42,10 @@ class Experts:
         self.classes_ = np.asarray(self.fitted_[0].classes_)
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a file keeps: not how it was made."""
+        return {name: value for name, value in vars(self).items() if name != "_make"}
+
     def predict_proba(self, vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
         """The geometric mean of what the experts give each class, scaled to rows that sum to 1."""
         least = np.finfo(np.float64).tiny  # a forest can be sure: its zero has no logarithm

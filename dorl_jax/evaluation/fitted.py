@@ -2,7 +2,8 @@
 
 import json
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +16,14 @@ from sklearn.calibration import CalibratedClassifierCV
 from dorl_jax import __version__
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError, name_some
-from dorl_jax.evaluation.adaptation import in_own_units
+from dorl_jax.evaluation.adaptation import TRAINING_ON, in_own_units, self_train
 from dorl_jax.evaluation.classifiers import make_classifier
+from dorl_jax.evaluation.experts import Experts, comparable_as_is
 from dorl_jax.evaluation.familiarity import Familiarity, Reference, fit_familiarity
 from dorl_jax.files import replacing
-from dorl_jax.vectors import Vectors
+from dorl_jax.vectors import Vectors, refuse_other_model
 
-Adaptation = Literal["none", "own"]
+Adaptation = Literal["none", "own", "self_training", "co_training"]
 
 _HEADER = "dorl_jax.json"
 _FORMAT = 1
@@ -30,6 +32,7 @@ _TRUSTED = (
     "dorl_jax.evaluation.classifiers.EarlyStoppingMlp",
     "dorl_jax.evaluation.classifiers.OrderedForest",
     "dorl_jax.evaluation.classifiers.XgboostClassifier",
+    "dorl_jax.evaluation.experts.Experts",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
@@ -50,11 +53,13 @@ class Header:
       classes: in the order of its probabilities.
       cells: laboratory -> class -> training cells.
       width: components of a vector.
-      adaptation: "own" where vectors were first scaled by the mean and sd of their own laboratory.
+      adaptation: out of `adaptation.ADAPTATIONS`: all but "none" scale vectors by their own laboratory first.
       seed: of the fit.
       vectors: provenance of the training vectors.
       versions: of the packages it was fitted with.
       notes: what was special about the fit.
+      parts: what the vectors are made of, in order: name -> numbers.
+      adapted_to: laboratory -> unlabelled cells that it trained on.
       format: of the file.
     """
 
@@ -67,6 +72,8 @@ class Header:
     vectors: dict[str, Any]
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
+    parts: dict[str, int] = field(default_factory=dict)
+    adapted_to: dict[str, int] = field(default_factory=dict)
     format: int = _FORMAT
 
 
@@ -79,7 +86,7 @@ class FittedClassifier:
     familiarity: Familiarity
 
     def probabilities(self, values: Float32[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
-        """Of every class of `header.classes`; where `header.adaptation` is "own", of vectors scaled already."""
+        """Of every class of `header.classes`; of vectors that are in the units of `header.adaptation` already."""
         return np.asarray(self.classifier.predict_proba(values), np.float64)
 
 
@@ -91,6 +98,8 @@ def fit_classifier(
     taxonomy: Taxonomy | None = None,
     adaptation: Adaptation = "none",
     seed: int = 1234,
+    unlabelled: Vectors | None = None,
+    rounds: int = 4,
 ) -> FittedClassifier:
     """Fit one of the method's classifiers to all cells that have a label.
 
@@ -101,20 +110,37 @@ def fit_classifier(
       label: the column of labels.
       taxonomy: maps labels to common classes; where it drops one, its cells are left out. None takes labels as they
         are.
-      adaptation: "own" scales vectors by the mean and sd of their own laboratory first, here and in every prediction.
+      adaptation: see `adaptation.ADAPTATIONS`. "own" scales vectors by the mean and sd of their own laboratory first,
+        here and in every prediction; "self_training" and "co_training" train on `unlabelled`, too.
       seed: of the fit.
+      unlabelled: cells of the laboratories that the classifier is for; no label of theirs is looked at.
+      rounds: of training on them.
 
     Raises:
-      InputError: an unknown classifier or column, fewer than two classes, or for a support vector machine a class of
-        one cell.
+      InputError: an unknown classifier or column, fewer than two classes, for a support vector machine a class of one
+        cell or training on unlabelled cells, unlabelled cells of another model, or none where they are needed.
     """
+    if (unlabelled is not None) != (adaptation in TRAINING_ON):
+        raise InputError(
+            f"the adaptation {adaptation!r} "
+            + ("takes no unlabelled cells" if unlabelled is not None else "needs unlabelled cells to train on")
+        )
+    if unlabelled is not None:
+        refuse_other_model(vectors.provenance, unlabelled.provenance)
+        if name.startswith("svm_"):
+            raise InputError(f"{name} gives no probabilities to train itself by: take another classifier")
     labelled, labels, notes = _labelled(vectors, label, taxonomy)
     there = "laboratory" in labelled.columns.column_names
     laboratories = labelled.texts("laboratory") if there else np.full(len(labelled), "training")
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) < 2:
         raise InputError(f"all {len(labels)} cells are of one class, {str(classes[0])!r}: a classifier needs two")
-    classifier = make_classifier(name, seed)
+
+    def make() -> Any:
+        one = make_classifier(name, seed)
+        return Experts(lambda: make_classifier(name, seed), labelled.parts) if adaptation == "co_training" else one
+
+    classifier = make()
     if name.startswith("svm_"):
         if counts.min() < 2:
             raise InputError(
@@ -122,10 +148,16 @@ def fit_classifier(
                 f"{name_some(classes[counts < 2])}: leave it out, or take another classifier"
             )
         classifier = CalibratedClassifierCV(classifier, cv=min(5, int(counts.min())), ensemble=False)
-    values = labelled.values if adaptation == "none" else own_units(labelled.values, laboratories)
+    values = in_units(adaptation, labelled.values, laboratories, labelled.parts)
     classifier.fit(values, labels)
+    adapted_to: dict[str, int] = {}
+    if unlabelled is not None:
+        asked = in_units(adaptation, unlabelled.values, unlabelled.laboratories, labelled.parts)
+        classifier = self_train(make, values, labels, asked, rounds, classifier)
+        adapted_to = dict(zip(*_counted(unlabelled.laboratories), strict=True))
     if name == "mlp":
-        notes.extend(classifier[-1].notes_)
+        fitted_ones = classifier.fitted_ if adaptation == "co_training" else [classifier]
+        notes.extend(dict.fromkeys(note for one in fitted_ones for note in one[-1].notes_))
     familiarity, more = fit_familiarity(labelled.values, laboratories, seed)
     cells = {
         laboratory: dict(zip(*_counted(labels[laboratories == laboratory]), strict=True))
@@ -141,6 +173,8 @@ def fit_classifier(
         vectors=labelled.provenance,
         versions=_versions(),
         notes=(*notes, *more),
+        parts=labelled.parts,
+        adapted_to=adapted_to,
     )
     return FittedClassifier(header, classifier, familiarity)
 
@@ -205,12 +239,25 @@ def load_classifier(path: Path) -> FittedClassifier:
     return FittedClassifier(header, content["classifier"], Familiarity(kept["mean"], kept["scale"], tuple(references)))
 
 
-def own_units(values: Float32[np.ndarray, "n d"], laboratories: Shaped[np.ndarray, " n"]) -> Float32[np.ndarray, "n d"]:
-    """Every vector in units of its own laboratory (see `adaptation.in_own_units`)."""
+def in_units(
+    adaptation: Adaptation,
+    values: Float32[np.ndarray, "n d"],
+    laboratories: Shaped[np.ndarray, " n"],
+    parts: Mapping[str, int],
+) -> Float32[np.ndarray, "n d"]:
+    """Vectors as a classifier with this adaptation takes them: as they are, or by mean and sd of their laboratory.
+
+    For "co_training" parts that are comparable as they are stay so (see `experts.comparable_as_is`).
+    """
+    if adaptation == "none":
+        return values
     scaled = np.empty_like(values)
     for laboratory in np.unique(laboratories):
         own = laboratories == laboratory
-        scaled[own] = in_own_units(values[own], values[own])
+        if adaptation == "co_training":
+            scaled[own] = comparable_as_is(values[own], values[own], parts)
+        else:
+            scaled[own] = in_own_units(values[own], values[own])
     return scaled
 
 

@@ -2,23 +2,19 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float, Shaped
 
-from dorl_jax.errors import InputError, name_some
+from dorl_jax.errors import InputError
 from dorl_jax.evaluation.familiarity import SetFamiliarity, of_set
-from dorl_jax.evaluation.fitted import FittedClassifier, own_units
-from dorl_jax.vectors import PROVENANCE, Vectors, from_table
+from dorl_jax.evaluation.fitted import FittedClassifier, in_units
+from dorl_jax.vectors import PROVENANCE, Vectors, from_table, refuse_other_model
 
 # With fewer cells the mean and sd of a laboratory say more of these cells than of it.
 FEW = 100
-# Of the provenance of vectors, what makes those of two models incomparable. The images, the machine and the type of the
-# arithmetic do not.
-_DECIDES = ("weights", "vector", "side", "resize", "zoom", "parity")
 
 
 @dataclass(frozen=True)
@@ -47,19 +43,19 @@ class Prediction:
 def predict(fitted: FittedClassifier, vectors: Vectors) -> Prediction:
     """Name the class of every cell.
 
-    Where the classifier was fitted with the adaptation "own", vectors are scaled by the mean and sd of their
-    laboratory: that of the column `laboratory`, or all cells together where there is none.
+    Where the classifier was fitted with an adaptation, vectors are scaled by the mean and sd of their laboratory: that
+    of the column `laboratory`, or all cells together where there is none.
 
     Raises:
       InputError: vectors of another model than those it was fitted on, or of one that is not known.
     """
     header = fitted.header
-    _refuse_other_model(header.vectors, vectors.provenance)
+    refuse_other_model(header.vectors, vectors.provenance)
     if vectors.values.shape[1] != header.width:
         raise InputError(f"the classifier takes vectors of {header.width} numbers, not of {vectors.values.shape[1]}")
     values, notes = vectors.values, []
-    if header.adaptation == "own":
-        laboratories = _laboratories(vectors)
+    if header.adaptation != "none":
+        laboratories = vectors.laboratories
         names, counts = np.unique(laboratories, return_counts=True)
         notes = [
             f"{name}: mean and sd are those of {count} cells only; below {FEW}, or where the classes are in other "
@@ -67,7 +63,7 @@ def predict(fitted: FittedClassifier, vectors: Vectors) -> Prediction:
             for name, count in zip(names.tolist(), counts.tolist(), strict=True)
             if count < FEW
         ]
-        values = own_units(values, laboratories)
+        values = in_units(header.adaptation, values, laboratories, header.parts)
     probabilities = fitted.probabilities(values)
     # Of the laboratory as it is: in its own units every one looks alike.
     p_values = fitted.familiarity.of_cells(vectors.values)
@@ -146,30 +142,8 @@ def describe_set(prediction: Prediction) -> str:
     )
 
 
-def _laboratories(vectors: Vectors) -> np.ndarray:
-    if "laboratory" not in vectors.columns.column_names:
-        return np.full(len(vectors), "all cells")
-    return vectors.texts("laboratory")
-
-
 def _spread(values: np.ndarray, there: np.ndarray) -> pa.Array:
     """The values on the rows that are there, null on the others."""
     rows = np.zeros(len(there), object if values.dtype.kind == "U" else np.float32)
     rows[there] = values
     return pa.array(rows, pa.string() if rows.dtype == object else pa.float32(), mask=~there)
-
-
-def _refuse_other_model(fitted: dict[str, Any], given: dict[str, Any]) -> None:
-    for what, provenance in (("the classifier was fitted on", fitted), ("these are", given)):
-        if "weights" not in provenance:
-            raise InputError(f"{what} vectors of which nobody knows the model: embed the images with `dorl-jax embed`")
-    differing = [
-        f"{name} ({fitted.get(name)}, now {given.get(name)})"
-        for name in _DECIDES
-        if fitted.get(name) != given.get(name)
-    ]
-    if differing:
-        raise InputError(
-            "these vectors are of another model than those the classifier was fitted on: "
-            f"{name_some(differing)}. Take the model of the classifier, or train a classifier on vectors of this one"
-        )

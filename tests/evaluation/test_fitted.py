@@ -4,7 +4,9 @@ import io
 import json
 import pickletools
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +16,11 @@ import skops.io
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation import fitted as fitted_file
+from dorl_jax.evaluation.adaptation import self_train
 from dorl_jax.evaluation.classifiers import CLASSIFIERS, make_classifier
-from dorl_jax.evaluation.fitted import fit_classifier, load_classifier, own_units, read_header, save_classifier
+from dorl_jax.evaluation.experts import Experts
+from dorl_jax.evaluation.fitted import fit_classifier, in_units, load_classifier, read_header, save_classifier
+from dorl_jax.evaluation.prediction import predict
 from dorl_jax.vectors import Vectors
 
 CLASSES = np.array(["basophil", "lymphocyte", "monocyte"])
@@ -83,15 +88,58 @@ def test_own_units() -> None:
     vectors = make_vectors()
     fitted = fit_classifier(vectors, "logistic_regression", adaptation="own")
     laboratories = vectors.texts("laboratory")
-    scaled = own_units(vectors.values, laboratories)
+    scaled = in_units("own", vectors.values, laboratories, {})
     for laboratory in ("north", "south"):
         own = scaled[laboratories == laboratory].astype(np.float64)
         np.testing.assert_allclose(own.mean(axis=0), 0, atol=1e-6)
         np.testing.assert_allclose(own.std(axis=0), 1, atol=1e-5)
     plain = make_classifier("logistic_regression", 1234).fit(scaled, vectors.texts("label"))
     np.testing.assert_array_equal(fitted.probabilities(scaled), plain.predict_proba(scaled))
-    constant = own_units(np.full((4, 2), 0.1, np.float32), np.array(["a"] * 4))
+    constant = in_units("own", np.full((4, 2), 0.1, np.float32), np.array(["a"] * 4), {})
     np.testing.assert_array_equal(constant, 0)
+
+
+@pytest.mark.parametrize("adaptation", ["self_training", "co_training"])
+def test_unlabelled_cells_of_the_laboratory_it_is_for(adaptation: Any, tmp_path: Path) -> None:
+    """Against the adaptation written out; and a file gives the same."""
+    known = make_vectors()
+    provenance = {**known.provenance, "vector": ["pixels", "regions"], "parts": {"regions": 4, "pixels": 2}}
+    known = replace(known, provenance=provenance)
+    third = replace(known, values=known.values[::-1] * 2 - np.float32(1), columns=known.columns.select(["id"]))
+    name = "logistic_regression_balanced"
+    fitted = fit_classifier(known, name, adaptation=adaptation, unlabelled=third, rounds=2)
+
+    def make() -> Any:
+        def one() -> Any:
+            return make_classifier(name, 1234)
+
+        return Experts(one, {"pixels": 2, "regions": 4}) if adaptation == "co_training" else one()
+
+    values = in_units("own", known.values, known.texts("laboratory"), {})
+    asked = in_units("own", third.values, np.full(120, "x"), {})
+    if adaptation == "co_training":
+        values[:, :2], asked[:, :2] = known.values[:, :2], third.values[:, :2]
+    labels = known.texts("label")
+    expected = self_train(make, values, labels, asked, 2, make().fit(values, labels)).predict_proba(asked)
+    np.testing.assert_array_equal(predict(fitted, third).probabilities, expected)
+    assert fitted.header.adapted_to == {"all cells": 120}
+    save_classifier(fitted, tmp_path / "one.skops")
+    again = load_classifier(tmp_path / "one.skops")
+    assert again.header == fitted.header
+    np.testing.assert_array_equal(predict(again, third).probabilities, expected)
+
+
+def test_adaptations_that_do_not_fit() -> None:
+    vectors = make_vectors()
+    with pytest.raises(InputError, match="'co_training' needs unlabelled cells"):
+        fit_classifier(vectors, "mlp", adaptation="co_training")
+    with pytest.raises(InputError, match="'own' takes no unlabelled cells"):
+        fit_classifier(vectors, "mlp", adaptation="own", unlabelled=vectors)
+    with pytest.raises(InputError, match="svm_linear gives no probabilities"):
+        fit_classifier(vectors, "svm_linear", adaptation="self_training", unlabelled=vectors)
+    other = replace(vectors, provenance={**vectors.provenance, "zoom": 0.0})
+    with pytest.raises(InputError, match=r"another model .*: zoom \(1.25, now 0.0\)"):
+        fit_classifier(vectors, "mlp", adaptation="self_training", unlabelled=other)
 
 
 def test_cells_without_a_label_are_left_out() -> None:

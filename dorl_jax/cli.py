@@ -6,8 +6,10 @@ import logging
 import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -119,17 +121,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Laboratory-invariant representations of blood cells: SAM + LoRA + a cross-domain autoencoder.",
     )
     parser.add_argument("--version", action="version", version=f"dorl-jax {__version__}")
-    commands = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    commands = parser.add_subparsers(dest="stage", required=True, metavar="STAGE", parser_class=_Parser)
     about = "Do all stages in order, skipping what is done: " + ", ".join(stage.name for stage in STAGES) + "."
     everything = commands.add_parser("run", help=about, description=about, epilog=_SETTINGS_HELP)
     _add_common(everything)
     for stage in STAGES:
         subparser = commands.add_parser(
-            stage.name,
-            help=stage.about,
-            description=_describe(stage),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            stage.name, help=stage.about, formatter_class=argparse.RawDescriptionHelpFormatter
         )
+        subparser.describe = partial(_describe, stage)
         _add_common(subparser)
         _add_settings(subparser, stage)
         if stage.name in ("embed", "extract"):
@@ -146,8 +146,20 @@ def _parser() -> argparse.ArgumentParser:
 _SETTINGS_HELP = "Every setting of a stage is explained by `dorl-jax STAGE --help` and set by --set SECTION.KEY=VALUE."
 
 
+class _Parser(argparse.ArgumentParser):
+    """Describes its command when it is asked to: for a stage's own words all that the stage needs is imported."""
+
+    describe: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        if self.describe is not None:
+            self.description = self.describe()
+        return super().format_help()
+
+
 def _describe(stage: Stage) -> str:
-    document = sys.modules[stage.work.__module__].__dict__[stage.work.__name__.removeprefix("_")].__doc__ or ""
+    name = stage.work.__name__.removeprefix("_")
+    document = getattr(import_module(f"dorl_jax.stages.{name}"), name).__doc__ or ""
     return f"{stage.about}\n\n{textwrap.dedent('    ' + document)}"
 
 

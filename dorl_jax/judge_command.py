@@ -6,7 +6,7 @@ from typing import Any
 
 from dorl_jax.config import build
 from dorl_jax.errors import InputError
-from dorl_jax.stages.evaluate import EvaluateSettings, evaluate_methods, read_methods
+from dorl_jax.evaluation.settings import EvaluateSettings
 
 _ABOUT = "Test vectors from anywhere across laboratories, several methods on the same folds."
 
@@ -36,6 +36,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
       InputError: bad settings or vectors (see `evaluate_methods`).
     """
+    from dorl_jax.stages.evaluate import evaluate_methods, read_methods  # only here: they take seconds to import
+
     overrides = {}
     for item in options.set:
         key, equals, value = item.partition("=")

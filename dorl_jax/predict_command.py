@@ -10,8 +10,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from dorl_jax.errors import InputError
-from dorl_jax.evaluation.classifiers import CLASSIFIERS
-from dorl_jax.evaluation.fitted import Adaptation
+from dorl_jax.evaluation.adaptation import Adaptation
+from dorl_jax.evaluation.classifier_names import CLASSIFIERS
 from dorl_jax.files import replacing
 from dorl_jax.vectors import PROVENANCE, read_vectors
 

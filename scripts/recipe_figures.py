@@ -34,9 +34,9 @@ from sklearn.preprocessing import StandardScaler
 
 from dorl_jax import config
 from dorl_jax.errors import InputError, name_some
-from dorl_jax.evaluation.adaptation import TRAINING_ON, self_train
+from dorl_jax.evaluation.adaptation import TRAINING_ON, Adaptation, self_train
 from dorl_jax.evaluation.experts import Experts
-from dorl_jax.evaluation.fitted import Adaptation, in_units
+from dorl_jax.evaluation.fitted import in_units
 from dorl_jax.evaluation.latents import Latents, read_latents
 from dorl_jax.stages.run import RunSettings
 from dorl_jax.training.checkpoints import read_description

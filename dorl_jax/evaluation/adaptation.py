@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, Shaped
 
 from dorl_jax.evaluation.latents import Latents
+
+Adaptation = Literal["none", "own", "self_training", "co_training"]
 
 TRAINING_ON = ("self_training", "co_training")
 """Adaptations that train on the target's unlabelled cells."""

@@ -14,21 +14,7 @@ from sklearn.preprocessing import LabelEncoder, StandardScaler
 from sklearn.svm import SVC
 
 from dorl_jax.errors import InputError, suggest
-
-TITLES = {
-    "random_forest": "random forest",
-    "xgboost": "XGBoost",
-    "svm_poly": "SVM, poly",
-    "svm_linear": "SVM, linear",
-    "logistic_regression": "logistic regression",
-    "mlp": "MLP",
-    "logistic_regression_balanced": "logistic regression, balanced",
-}
-"""Name of each classifier in a table or picture."""
-
-CLASSIFIERS = tuple(TITLES)
-ORIGINAL = CLASSIFIERS[:6]
-"""Those of the paper's protocol."""
+from dorl_jax.evaluation.classifier_names import CLASSIFIERS
 
 
 def make_classifier(name: str, seed: int) -> Any:

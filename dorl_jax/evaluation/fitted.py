@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,14 +16,12 @@ from sklearn.calibration import CalibratedClassifierCV
 from dorl_jax import __version__
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError, name_some
-from dorl_jax.evaluation.adaptation import TRAINING_ON, in_own_units, self_train
+from dorl_jax.evaluation.adaptation import TRAINING_ON, Adaptation, in_own_units, self_train
 from dorl_jax.evaluation.classifiers import make_classifier
 from dorl_jax.evaluation.experts import Experts, comparable_as_is
 from dorl_jax.evaluation.familiarity import Familiarity, Reference, fit_familiarity
 from dorl_jax.files import replacing
 from dorl_jax.vectors import Vectors, refuse_other_model
-
-Adaptation = Literal["none", "own", "self_training", "co_training"]
 
 _HEADER = "dorl_jax.json"
 _FORMAT = 1

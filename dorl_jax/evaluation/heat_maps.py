@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from dorl_jax.evaluation.classifiers import TITLES
+from dorl_jax.evaluation.classifier_names import TITLES
 from dorl_jax.evaluation.exposure import TITLES as SETTING_TITLES
 from dorl_jax.evaluation.results import Evaluation, Summary
 

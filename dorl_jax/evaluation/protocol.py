@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -21,58 +21,25 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tqdm import tqdm
 
-from dorl_jax.config import setting
 from dorl_jax.errors import InputError, name_some, suggest
 from dorl_jax.evaluation.adaptation import ADAPTATIONS, TRAINING_ON, in_own_units, self_train
-from dorl_jax.evaluation.classifiers import CLASSIFIERS, ORIGINAL, make_classifier
+from dorl_jax.evaluation.classifier_names import CLASSIFIERS, ORIGINAL
+from dorl_jax.evaluation.classifiers import make_classifier
 from dorl_jax.evaluation.experts import Experts, comparable_as_is
 from dorl_jax.evaluation.exposure import TITLES, setting_of
 from dorl_jax.evaluation.latents import Latents
 from dorl_jax.evaluation.methods import Method, Run, align
 from dorl_jax.evaluation.results import Evaluation, Kind
+from dorl_jax.evaluation.settings import ProtocolSettings
 from dorl_jax.evaluation.splits import Split, fold_numbers, groups_across, split_laboratories
 from dorl_jax.evaluation.summary import Tested, summarise
 
-__all__ = ["Evaluation", "Fit", "Judged", "ProtocolSettings", "as_original", "judge"]
+__all__ = ["Evaluation", "Fit", "Judged", "as_original", "judge"]
 
 logger = logging.getLogger(__name__)
 
 NOT_TESTED = 255
 """In `Fit.predicted`."""
-
-
-@dataclass(frozen=True)
-class ProtocolSettings:
-    """How vectors are judged."""
-
-    parity: bool = setting(
-        False,
-        "the original's protocol to the letter, whatever the other settings: its six classifiers, pairs of "
-        "laboratories, five folds without groups, seed 1234, no adaptation",
-    )
-    classifiers: tuple[str, ...] = setting(CLASSIFIERS, f"classifiers to fit, out of {', '.join(CLASSIFIERS)}")
-    headline: str = setting(
-        "",
-        "the classifier that ranks methods and is shown first; empty for logistic_regression_balanced, else the first",
-    )
-    folds: int = setting(5, "stratified folds of each laboratory")
-    seed: int = setting(1234, "seed of the fold splits and of the classifiers")
-    grouped: bool = setting(True, "keep cells of a group (patient, slide, copies of a picture) in one fold")
-    adaptations: tuple[str, ...] = setting(
-        ("none", "own"), "; ".join(f"{name}: {meaning}" for name, meaning in ADAPTATIONS.items())
-    )
-    adapt_from: Literal["all", "others"] = setting(
-        "all", "cells of the target that adaptation sees: all, or for each tested part the others"
-    )
-    rounds: int = setting(3, "rounds of self-training and co-training")
-    leave_one_out: bool = setting(True, "also train on all laboratories but the tested one, where there are three")
-    tested: Literal["all", "unseen"] = setting(
-        "all", "cells that are tested: all, or those that the making of the vectors has not seen"
-    )
-    require: Literal["", "held_out", "unlabelled_target", "transductive"] = setting(
-        "", "refuse to test across laboratories in a setting looser than this"
-    )
-    resamples: int = setting(1000, "bootstrap resamples behind intervals and comparisons")
 
 
 def as_original(settings: ProtocolSettings) -> ProtocolSettings:

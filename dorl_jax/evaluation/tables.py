@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
-from dorl_jax.evaluation.classifiers import TITLES
+from dorl_jax.evaluation.classifier_names import TITLES
 from dorl_jax.evaluation.exposure import MEANINGS, Setting
 from dorl_jax.evaluation.exposure import TITLES as SETTING_TITLES
 from dorl_jax.evaluation.invariance_columns import InvarianceColumns

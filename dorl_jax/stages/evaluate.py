@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from dorl_jax.config import expand_path, setting
+from dorl_jax.config import expand_path
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation import plots
 from dorl_jax.evaluation.few_cells import few_cells
@@ -21,28 +21,12 @@ from dorl_jax.evaluation.invariance_columns import InvarianceColumns
 from dorl_jax.evaluation.latents import read_latents
 from dorl_jax.evaluation.methods import Method
 from dorl_jax.evaluation.predictions import write_predictions
-from dorl_jax.evaluation.protocol import Evaluation, Fit, ProtocolSettings, judge
+from dorl_jax.evaluation.protocol import Evaluation, Fit, judge
+from dorl_jax.evaluation.settings import EvaluateSettings
 from dorl_jax.evaluation.tables import write_csv, write_tables
 from dorl_jax.files import replacing, write_text
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EvaluateSettings(ProtocolSettings):
-    """How latent vectors are judged."""
-
-    name: str = setting("this run", "of the run's own vectors in the tables")
-    beside: tuple[str, ...] = setting(
-        (),
-        "vectors judged in the same run and folds: NAME=FILE, a file of Parquet for each seed; * in FILE stands for "
-        "several, ${NAME} for an environment variable",
-    )
-    invariance: bool = setting(True, "measure how much of the laboratory is left in the vectors")
-    few_cells: tuple[int, ...] = setting(
-        (5, 10, 20, 50, 100, 200),
-        "numbers of unlabelled target cells from which own statistics are tried; none for no such test",
-    )
 
 
 def evaluate(

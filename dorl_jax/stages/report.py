@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from dorl_jax.data.manifest import load_cells
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.evaluation import plots
-from dorl_jax.evaluation.classifiers import TITLES
+from dorl_jax.evaluation.classifier_names import TITLES
 from dorl_jax.evaluation.exposure import MEANINGS
 from dorl_jax.evaluation.exposure import TITLES as SETTING_TITLES
 from dorl_jax.evaluation.heat_maps import panels

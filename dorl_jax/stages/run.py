@@ -15,14 +15,13 @@ from dorl_jax.data.groups import cached_groups
 from dorl_jax.data.manifest import Manifest, load_cells
 from dorl_jax.dorl import DoRL
 from dorl_jax.errors import InputError, name_some
+from dorl_jax.evaluation.settings import EvaluateSettings
 from dorl_jax.files import write_text
 from dorl_jax.parallel import done_by_main, is_main
 from dorl_jax.stages.embed import EmbedSettings, embed
-from dorl_jax.stages.evaluate import EvaluateSettings, evaluate
 from dorl_jax.stages.extract import ExtractSettings, extract
 from dorl_jax.stages.finetune_sam import FinetuneSettings, finetune_sam
 from dorl_jax.stages.prepare import DataSettings, prepare
-from dorl_jax.stages.report import report
 from dorl_jax.stages.train_cae import CaeSettings, train_cae
 from dorl_jax.store import differences, fingerprint
 from dorl_jax.training.settings import INDIFFERENT
@@ -136,6 +135,8 @@ def _embed(run: Run) -> Any:
 
 
 def _evaluate(run: Run) -> Any:
+    from dorl_jax.stages.evaluate import evaluate  # only here: scikit-learn and plots take seconds to import
+
     settings, out = run.settings.evaluate, run.folder / "evaluation"
     groups = None
     if settings.grouped and not settings.parity:
@@ -144,6 +145,8 @@ def _evaluate(run: Run) -> Any:
 
 
 def _report(run: Run) -> Any:
+    from dorl_jax.stages.report import report
+
     return report(run.folder)
 
 

@@ -11,7 +11,8 @@ from sklearn.svm import SVC
 from xgboost import XGBClassifier
 
 from dorl_jax.errors import InputError
-from dorl_jax.evaluation.classifiers import CLASSIFIERS, ORIGINAL, TITLES, EarlyStoppingMlp, make_classifier
+from dorl_jax.evaluation.classifier_names import CLASSIFIERS, ORIGINAL, TITLES
+from dorl_jax.evaluation.classifiers import EarlyStoppingMlp, make_classifier
 
 
 @pytest.fixture

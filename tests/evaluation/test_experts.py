@@ -10,7 +10,8 @@ from dorl_jax.evaluation.classifiers import make_classifier
 from dorl_jax.evaluation.experts import Experts, comparable_as_is
 from dorl_jax.evaluation.latents import Latents
 from dorl_jax.evaluation.methods import Method
-from dorl_jax.evaluation.protocol import ProtocolSettings, judge
+from dorl_jax.evaluation.protocol import judge
+from dorl_jax.evaluation.settings import ProtocolSettings
 from dorl_jax.evaluation.splits import split_laboratories
 
 PARTS = {"pixels": 2, "regions": 3}

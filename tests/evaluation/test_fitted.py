@@ -17,7 +17,8 @@ from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation import fitted as fitted_file
 from dorl_jax.evaluation.adaptation import self_train
-from dorl_jax.evaluation.classifiers import CLASSIFIERS, make_classifier
+from dorl_jax.evaluation.classifier_names import CLASSIFIERS
+from dorl_jax.evaluation.classifiers import make_classifier
 from dorl_jax.evaluation.experts import Experts
 from dorl_jax.evaluation.fitted import fit_classifier, in_units, load_classifier, read_header, save_classifier
 from dorl_jax.evaluation.prediction import predict

@@ -16,7 +16,8 @@ from dorl_jax.errors import InputError
 from dorl_jax.evaluation import protocol
 from dorl_jax.evaluation.latents import Latents
 from dorl_jax.evaluation.methods import Method
-from dorl_jax.evaluation.protocol import ProtocolSettings, judge
+from dorl_jax.evaluation.protocol import judge
+from dorl_jax.evaluation.settings import ProtocolSettings
 
 THREE = {
     "north": {"basophil": 12, "monocyte": 30, "neutrophil": 41},

@@ -9,9 +9,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dorl_jax.errors import InputError
+from dorl_jax.evaluation.classifier_names import ORIGINAL
 from dorl_jax.evaluation.exposure import setting_of
 from dorl_jax.evaluation.methods import Method
-from dorl_jax.evaluation.protocol import ORIGINAL, ProtocolSettings, as_original, judge
+from dorl_jax.evaluation.protocol import as_original, judge
+from dorl_jax.evaluation.settings import ProtocolSettings
 from dorl_jax.evaluation.splits import split_laboratories
 
 CELLS = {name: {"a": 25, "b": 20, "c": 15} for name in ("north", "south", "west")}

@@ -9,7 +9,8 @@ from dorl_jax.evaluation.heat_maps import panels
 from dorl_jax.evaluation.invariance import measure_invariance
 from dorl_jax.evaluation.invariance_columns import InvarianceColumns
 from dorl_jax.evaluation.methods import Method
-from dorl_jax.evaluation.protocol import ProtocolSettings, judge
+from dorl_jax.evaluation.protocol import judge
+from dorl_jax.evaluation.settings import ProtocolSettings
 from dorl_jax.evaluation.tables import short_names, write_csv, write_tables
 
 

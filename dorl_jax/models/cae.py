@@ -18,12 +18,12 @@ from dorl_jax.models.layers import AnyArray, Mlp, linear, merge_heads, run_block
 from dorl_jax.models.norm import layer_norm
 from dorl_jax.models.pixel_encoder import PixelEncoder, shrink, side_multiple
 from dorl_jax.models.pooling import foreground_statistics
-from dorl_jax.models.regions import REGION_NUMBERS, region_statistics
+from dorl_jax.models.regions import REGION_NUMBERS, RELATION_NUMBERS, region_statistics, relation_statistics
 from dorl_jax.models.variants import require_variant
 
 EPSILON = 1e-5
 # What a cell's vector can be made of (see `Cae.encode`).
-VectorPart = Literal["cls", "tokens", "features", "pixels", "regions"]
+VectorPart = Literal["cls", "tokens", "features", "pixels", "regions", "relations"]
 # (kernel, stride, padding) of the image head; together they take a grid of 14 to 128 pixels.
 HEAD_LAYERS = ((4, 2, 1), (4, 2, 1), (4, 1, 1), (8, 1, 1), (8, 2, 1))
 
@@ -116,13 +116,14 @@ class CaeConfig:
             "features": 2 * self.width,
             "pixels": self.pixel_channels[-1] if self.pixel_channels else 0,
             "regions": REGION_NUMBERS,
+            "relations": RELATION_NUMBERS,
         }
         return {part: sizes[part] for part in self.vector}
 
     @property
     def crop_size(self) -> int:
         """Side in pixels of the crops that `Cae.encode` takes; 0 where it needs none."""
-        if "regions" in self.vector:
+        if {"regions", "relations"} & set(self.vector):
             return self.image_size
         return self.pixel_size if "pixels" in self.vector else 0
 
@@ -274,12 +275,13 @@ class Cae(nnx.Module):
 
         "cls" is the encoder's cls token, the original's vector; "tokens" mean and sd over the cell of the encoder's
         tokens; "features" the same of the standardised features themselves; "pixels" the pixel encoder's vector;
-        "regions" `regions.region_statistics` of the crop.
+        "regions" and "relations" `regions.region_statistics` and `regions.relation_statistics` of the crop.
 
         Args:
           features: (B, grid, grid, width), LoRA-SAM's tokens.
           foreground: share of each token that is cell, 0..1; None for 1 everywhere.
-          crops: the cell alone on grey, 0..1, side `config.crop_size`; only "pixels" and "regions" need them.
+          crops: the cell alone on grey, 0..1, side `config.crop_size`; "pixels", "regions" and "relations" need
+            them.
 
         Raises:
           ValueError: no crops, or of another size, where they are needed.
@@ -304,6 +306,8 @@ class Cae(nnx.Module):
                 parts["pixels"] = self.encode_pixels(shrink(crops, config.pixel_size))
             if "regions" in config.vector:
                 parts["regions"] = region_statistics(crops)
+            if "relations" in config.vector:
+                parts["relations"] = relation_statistics(crops)
         return jnp.concatenate([parts[part] for part in config.vector], axis=-1)
 
     def encode_pixels(self, crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b p"]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +21,18 @@ _EROSIONS = (1, 2, 4, 6, 8, 12, 16)
 # Below it a channel is flat, and rounding would make up its skewness.
 _LEAST_SPREAD = 1e-3
 _CHANNELS = 9
-_MOMENTS = 3 * 3 * _CHANNELS + _CHANNELS
-_TEXTURE = (len(_RADII) + 2) * _PATTERNS + 2 * 3 * (len(_SIGMAS) - 1)
+_MOMENTS = 3 * _CHANNELS
+_PATTERN_NUMBERS = (len(_RADII) + 2) * _PATTERNS
+_BANDS = 3 * (len(_SIGMAS) - 1)
 _SHAPE = 2 + 2 * 2 + len(_EROSIONS)
+# What a spread, and a band's energy in steps of 1/255, are raised by before their logarithms are compared.
+_FLAT, _STILL = 1e-3, 0.1
 
-REGION_NUMBERS = _MOMENTS + _TEXTURE + _SHAPE
+REGION_NUMBERS = 3 * _MOMENTS + _CHANNELS + _PATTERN_NUMBERS + 2 * _BANDS + _SHAPE
 """Of `region_statistics`."""
+
+RELATION_NUMBERS = 7 * _CHANNELS + _PATTERN_NUMBERS + _BANDS + _SHAPE
+"""Of `relation_statistics`."""
 
 
 def region_statistics(crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b n"]:
@@ -39,11 +46,47 @@ def region_statistics(crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b n"]:
       the nucleus is left when its rim is taken off
 
     The nucleus is what is darker than Otsu's threshold (1979) in green, which the dyes of the nucleus absorb most.
-    Apart from rounding the numbers do not change when the cell is mirrored or turned by quarters.
+    Apart from rounding the numbers do not change when the cell is mirrored or turned by quarters. Stain and
+    light change them: they are compared across laboratories in each laboratory's own units.
 
     Args:
       crops: the cell alone on grey (see `data.crops.cell_crop`), 0..1.
     """
+    found = _measure(crops)
+    _, nucleus, cytoplasm = found.moments
+    apart = nucleus[:, :_CHANNELS] - cytoplasm[:, :_CHANNELS]
+    return jnp.concatenate([*found.moments, apart, found.patterns, *found.bands, found.shape], axis=-1)
+
+
+def relation_statistics(crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b n"]:
+    """What nucleus and cytoplasm are beside the cell as a whole, `RELATION_NUMBERS` a cell; no weight takes part.
+
+    Of what `region_statistics` measures: means of nucleus and cytoplasm less the cell's; logarithms of their spreads
+    over the cell's, and of the nucleus's bands over the cytoplasm's; skewnesses, patterns and shape as they are. What
+    stain and light add to all of a cell has cancelled, so that cells of an unknown laboratory can be compared.
+
+    Args:
+      crops: as for `region_statistics`.
+    """
+    found = _measure(crops)
+    means, spreads, skews = zip(*(jnp.split(one, 3, axis=-1) for one in found.moments), strict=True)
+    relations = [one - means[0] for one in means[1:]]
+    relations += [jnp.log((one + _FLAT) / (spreads[0] + _FLAT)) for one in spreads[1:]]
+    of_nucleus, of_cytoplasm = found.bands
+    bands = jnp.log((of_nucleus + _STILL) / (of_cytoplasm + _STILL))
+    return jnp.concatenate([*relations, *skews, found.patterns, found.shape, bands], axis=-1)
+
+
+class _Measured(NamedTuple):
+    """Moments of cell, nucleus and cytoplasm; patterns; bands of nucleus and cytoplasm; shape: (B, n) each."""
+
+    moments: tuple[Array, Array, Array]
+    patterns: Array
+    bands: tuple[Array, Array]
+    shape: Array
+
+
+def _measure(crops: Float[AnyArray, "b s s 3"]) -> _Measured:
     pixels = jnp.round(jnp.asarray(crops, jnp.float32) * 255)
     cell = cell_mask(pixels)
     nucleus = _opened(cell & (pixels[..., 1] <= otsu(pixels[..., 1], cell)[:, None, None]))
@@ -51,11 +94,15 @@ def region_statistics(crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b n"]:
     regions = (cell, nucleus, cytoplasm)
     channels = colour_channels(pixels)
     moments = [masked_moments(channels, region) for region in regions]
-    numbers = [*moments, moments[1][:, :_CHANNELS] - moments[2][:, :_CHANNELS]]
+    patterns = []
     for radius in _RADII:
-        numbers += local_binary_patterns(pixels[..., 1], regions if radius == 1 else (cell,), radius)
-    numbers += [band_energies(pixels, region) for region in (nucleus, cytoplasm)]
-    return jnp.concatenate([*numbers, _shape_numbers(cell, nucleus)], axis=-1)
+        patterns += local_binary_patterns(pixels[..., 1], regions if radius == 1 else (cell,), radius)
+    return _Measured(
+        (moments[0], moments[1], moments[2]),
+        jnp.concatenate(patterns, axis=-1),
+        (band_energies(pixels, nucleus), band_energies(pixels, cytoplasm)),
+        _shape_numbers(cell, nucleus),
+    )
 
 
 def cell_mask(pixels: Float[Array, "b s s 3"]) -> Bool[Array, "b s s"]:

@@ -8,6 +8,7 @@ import pytest
 from dorl_jax.baselines import colour_texture, texture
 from dorl_jax.models.regions import (
     REGION_NUMBERS,
+    RELATION_NUMBERS,
     band_energies,
     cell_mask,
     colour_channels,
@@ -15,6 +16,7 @@ from dorl_jax.models.regions import (
     masked_moments,
     otsu,
     region_statistics,
+    relation_statistics,
 )
 
 SIDE = 64
@@ -121,14 +123,42 @@ def test_the_shape_of_round_and_lobed_nuclei(crops):
         np.testing.assert_allclose(erosion[1], expected, atol=0.03)
 
 
-def test_mirrored_and_turned(crops):
+@pytest.mark.parametrize(
+    ("statistics", "count"), [(region_statistics, REGION_NUMBERS), (relation_statistics, RELATION_NUMBERS)]
+)
+def test_mirrored_and_turned(crops, statistics, count):
     crop = crops / np.float32(255)
-    plain = np.asarray(region_statistics(crop))
-    assert plain.shape == (2, REGION_NUMBERS)
+    plain = np.asarray(statistics(crop))
+    assert plain.shape == (2, count)
     for changed in (crop[:, ::-1], crop[:, :, ::-1], np.rot90(crop, axes=(1, 2))):
-        np.testing.assert_allclose(region_statistics(changed), plain, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(statistics(changed), plain, rtol=2e-3, atol=2e-3)
+
+
+def test_relations_of_what_the_regions_are(crops):
+    """Written out once more from the numbers of the regions."""
+    crop = crops / np.float32(255)
+    regions, found = np.asarray(region_statistics(crop)), np.asarray(relation_statistics(crop))
+    cell, nucleus, cytoplasm = (regions[:, 27 * place : 27 * place + 27].reshape(2, 3, 9) for place in range(3))
+    patterns, bands, shape = regions[:, 90:140], regions[:, 140:164].reshape(2, 2, 12), regions[:, 164:]
+    expected = [nucleus[:, 0] - cell[:, 0], cytoplasm[:, 0] - cell[:, 0]]
+    expected += [np.log((one[:, 1] + 1e-3) / (cell[:, 1] + 1e-3)) for one in (nucleus, cytoplasm)]
+    expected += [one[:, 2] for one in (cell, nucleus, cytoplasm)]
+    expected += [patterns, shape, np.log((bands[:, 0] + 0.1) / (bands[:, 1] + 0.1))]
+    np.testing.assert_allclose(found, np.concatenate(expected, axis=1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_tint_of_the_whole_cell_leaves_relations_alone(crops):
+    """Optical densities add up: a filter in front of the camera moves regions, and relations hardly."""
+    filtered = np.where(crops == 128, 128, np.round((crops + 1.0) * [0.85, 0.95, 0.9] - 1)).clip(0, 255)
+    plain, tinted = crops / np.float32(255), (filtered / 255).astype(np.float32)
+    density = np.s_[:, 3:6]
+    moved = np.abs(region_statistics(tinted) - region_statistics(plain))[density]
+    left = np.abs(relation_statistics(tinted) - relation_statistics(plain))[density]
+    np.testing.assert_allclose(moved, np.tile(-np.log10([0.85, 0.95, 0.9]), (2, 1)), rtol=0.1)
+    assert left.max() < 0.003 < 0.1 * moved.max() + 0.003
 
 
 def test_no_cell_gives_finite_numbers():
-    assert np.isfinite(region_statistics(np.full((1, SIDE, SIDE, 3), 128 / 255, np.float32))).all()
-    assert np.isfinite(region_statistics(np.zeros((1, SIDE, SIDE, 3), np.float32))).all()
+    for statistics in (region_statistics, relation_statistics):
+        for grey in (128 / 255, 0.0):
+            assert np.isfinite(statistics(np.full((1, SIDE, SIDE, 3), grey, np.float32))).all()

@@ -25,8 +25,8 @@ _MOMENTS = 3 * _CHANNELS
 _PATTERN_NUMBERS = (len(_RADII) + 2) * _PATTERNS
 _BANDS = 3 * (len(_SIGMAS) - 1)
 _SHAPE = 2 + 2 * 2 + len(_EROSIONS)
-# What a spread, and a band's energy in steps of 1/255, are raised by before their logarithms are compared.
-_FLAT, _STILL = 1e-3, 0.1
+# What a spread, and a band's energy, are raised by before their logarithms are compared.
+_FLAT, _STILL = 1e-3, 4e-4
 
 REGION_NUMBERS = 3 * _MOMENTS + _CHANNELS + _PATTERN_NUMBERS + 2 * _BANDS + _SHAPE
 """Of `region_statistics`."""
@@ -208,7 +208,7 @@ def local_binary_patterns(
 
 
 def band_energies(pixels: Float[Array, "b s s 3"], region: Bool[Array, "b s s"]) -> Float[Array, "b k"]:
-    """Root mean square, over the region, of the differences between blurs of one sigma and the next, by channel.
+    """Root mean square, over the region, of the differences between blurs of one sigma and the next, by channel; 0..1.
 
     Outside, the region's mean stands in, so that its edge is no texture. Of no pixel zeros.
     """
@@ -221,7 +221,7 @@ def band_energies(pixels: Float[Array, "b s s 3"], region: Bool[Array, "b s s"])
     for sigma in _SIGMAS[1:]:
         kernel = jnp.asarray(_blur(pixels.shape[1], sigma))
         coarse = jnp.einsum("hi,bijc,wj->bhwc", kernel, weight * (pixels - mean[:, None, None]), kernel)
-        energies.append(jnp.sqrt((weight * (fine - coarse) ** 2).sum(axis=(1, 2)) / count))
+        energies.append(jnp.sqrt((weight * (fine - coarse) ** 2).sum(axis=(1, 2)) / count) / 255)
         fine = coarse
     return jnp.stack(energies, axis=-1).reshape(pixels.shape[0], -1)
 

@@ -99,7 +99,7 @@ def test_bands(crops, cells):
     for crop, cell, one in zip(crops, cells, found, strict=True):
         for channel in range(3):
             expected = texture.band_energies(crop[..., channel].astype(np.float32), cell, (0.0, 1.0, 2.0, 4.0, 8.0))
-            np.testing.assert_allclose(one[channel], expected, rtol=2e-2, atol=0.02)
+            np.testing.assert_allclose(255 * one[channel], expected, rtol=2e-2, atol=0.02)
 
 
 def test_the_shape_of_round_and_lobed_nuclei(crops):
@@ -143,7 +143,7 @@ def test_relations_of_what_the_regions_are(crops):
     expected = [nucleus[:, 0] - cell[:, 0], cytoplasm[:, 0] - cell[:, 0]]
     expected += [np.log((one[:, 1] + 1e-3) / (cell[:, 1] + 1e-3)) for one in (nucleus, cytoplasm)]
     expected += [one[:, 2] for one in (cell, nucleus, cytoplasm)]
-    expected += [patterns, shape, np.log((bands[:, 0] + 0.1) / (bands[:, 1] + 0.1))]
+    expected += [patterns, shape, np.log((bands[:, 0] + 4e-4) / (bands[:, 1] + 4e-4))]
     np.testing.assert_allclose(found, np.concatenate(expected, axis=1), rtol=1e-4, atol=1e-5)
 
 

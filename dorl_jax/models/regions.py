@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -21,6 +22,8 @@ _EROSIONS = (1, 2, 4, 6, 8, 12, 16)
 # Below it a channel is flat, and rounding would make up its skewness.
 _LEAST_SPREAD = 1e-3
 _CHANNELS = 9
+# Accelerators would round to bf16 before they multiply.
+_EXACT = jax.lax.Precision.HIGHEST
 _MOMENTS = 3 * _CHANNELS
 _PATTERN_NUMBERS = (len(_RADII) + 2) * _PATTERNS
 _BANDS = 3 * (len(_SIGMAS) - 1)
@@ -142,7 +145,8 @@ def colour_channels(pixels: Float[Array, "b s s 3"]) -> Float[Array, "b s s 9"]:
     linear = jnp.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
     # sRGB's primaries to CIE XYZ, over the white of D65
     to_xyz = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
-    xyz = linear @ jnp.asarray((to_xyz / to_xyz.sum(axis=1, keepdims=True)).T, jnp.float32)
+    of_white = jnp.asarray((to_xyz / to_xyz.sum(axis=1, keepdims=True)).T, jnp.float32)
+    xyz = jnp.matmul(linear, of_white, precision=_EXACT)
     f = jnp.where(xyz > 0.008856, jnp.cbrt(xyz), 7.787 * xyz + 16 / 116)
     lightness = 1.16 * f[..., 1] - 0.16
     a, b = 5 * (f[..., 0] - f[..., 1]), 2 * (f[..., 1] - f[..., 2])
@@ -216,11 +220,11 @@ def band_energies(pixels: Float[Array, "b s s 3"], region: Bool[Array, "b s s"])
     count = jnp.maximum(weight.sum(axis=(1, 2)), 1)
     mean = (weight * pixels).sum(axis=(1, 2)) / count
     # Centred: what a blur takes from beyond the region is zero.
-    fine = weight * (pixels - mean[:, None, None])
+    fine = centred = weight * (pixels - mean[:, None, None])
     energies = []
     for sigma in _SIGMAS[1:]:
         kernel = jnp.asarray(_blur(pixels.shape[1], sigma))
-        coarse = jnp.einsum("hi,bijc,wj->bhwc", kernel, weight * (pixels - mean[:, None, None]), kernel)
+        coarse = jnp.einsum("hi,bijc,wj->bhwc", kernel, centred, kernel, precision=_EXACT)
         energies.append(jnp.sqrt((weight * (fine - coarse) ** 2).sum(axis=(1, 2)) / count) / 255)
         fine = coarse
     return jnp.stack(energies, axis=-1).reshape(pixels.shape[0], -1)
@@ -265,10 +269,10 @@ def _second_moments(
     count = jnp.maximum(area, 1)
     places = jnp.arange(region.shape[1], dtype=jnp.float32)
     rows, columns = weight.sum(axis=2), weight.sum(axis=1)
-    y, x = (rows @ places) / count, (columns @ places) / count
+    y, x = (jnp.matmul(one, places, precision=_EXACT) / count for one in (rows, columns))
     down, right = places - y[:, None], places - x[:, None]
     yy, xx = (rows * down**2).sum(axis=1) / count, (columns * right**2).sum(axis=1) / count
-    yx = jnp.einsum("bij,bi,bj->b", weight, down, right) / count
+    yx = jnp.einsum("bij,bi,bj->b", weight, down, right, precision=_EXACT) / count
     mean, half = (yy + xx) / 2, jnp.hypot((yy - xx) / 2, yx)
     eccentricity = jnp.sqrt(jnp.clip(1 - (mean - half) / jnp.maximum(mean + half, 1e-6), 0, 1))
     # Of a disc of area A the second moment along an axis is A / 4 pi.

@@ -35,8 +35,8 @@ from sklearn.preprocessing import StandardScaler
 from dorl_jax import config
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.evaluation.adaptation import TRAINING_ON, Adaptation, self_train
-from dorl_jax.evaluation.experts import Experts
-from dorl_jax.evaluation.fitted import in_units
+from dorl_jax.evaluation.experts import unfitted
+from dorl_jax.evaluation.fitted import in_laboratory_units
 from dorl_jax.evaluation.latents import Latents, read_latents
 from dorl_jax.stages.run import RunSettings
 from dorl_jax.training.checkpoints import read_description
@@ -80,12 +80,12 @@ def across(latents: Latents, sources: Sequence[str], target: str, scaling: str) 
     parts = latents.parts or {"": latents.vectors.shape[1]}
     train, test = np.isin(latents.laboratories, sources), latents.laboratories == target
     adaptation = SCALINGS[scaling]
-    known = in_units(adaptation, latents.vectors[train], latents.laboratories[train], parts)
-    asked = in_units(adaptation, latents.vectors[test], latents.laboratories[test], parts)
+    known = in_laboratory_units(adaptation, latents.vectors[train], latents.laboratories[train], parts)
+    asked = in_laboratory_units(adaptation, latents.vectors[test], latents.laboratories[test], parts)
     labels = latents.labels[train]
 
     def make() -> Any:
-        return Experts(classifier, parts) if adaptation == "co_training" else classifier()
+        return unfitted(adaptation, classifier, parts)
 
     model = make().fit(known, labels)
     if adaptation in TRAINING_ON:

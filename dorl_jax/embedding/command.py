@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -77,27 +78,23 @@ def run(options: argparse.Namespace) -> None:
     for note in images.notes:
         logger.info("%s", note)
     return_freed_memory()
-    if stage == "embed":
-        _embed(options, images, process, processes)
-    else:
-        _extract(options, images, process, processes)
+    job = EmbedJob(strict=options.strict, process=process, processes=processes)
+    (_embed if stage == "embed" else _extract)(options, images, job)
 
 
-def _embed(options: argparse.Namespace, images: ImageList, process: int, processes: int) -> None:
-    job = EmbedJob(
+def _embed(options: argparse.Namespace, images: ImageList, job: EmbedJob) -> None:
+    job = replace(
+        job,
         batch_size=int(options.setting_batch_size or EmbedJob.batch_size),
         dtype=options.dtype,
         workers=options.workers,
         shard_size=options.shard_size,
-        strict=options.strict,
-        process=process,
-        processes=processes,
     )
     done = embed_images(DoRL.load(options.model, only=job.dtype), images, options.out, job, progress=not options.quiet)
     print(_told(done, "vector", f"The vectors: {options.out}"))
 
 
-def _extract(options: argparse.Namespace, images: ImageList, process: int, processes: int) -> None:
+def _extract(options: argparse.Namespace, images: ImageList, job: EmbedJob) -> None:
     given = {name: value for name, value in vars(options).items() if name.startswith("setting_") and value is not None}
     settings = config.load_section(
         ExtractSettings,
@@ -105,14 +102,7 @@ def _extract(options: argparse.Namespace, images: ImageList, process: int, proce
         "extract",
         {name.removeprefix("setting_"): value for name, value in given.items()},
     )
-    job = EmbedJob(
-        batch_size=settings.batch_size,
-        workers=settings.workers,
-        shard_size=settings.shard_size,
-        strict=options.strict,
-        process=process,
-        processes=processes,
-    )
+    job = replace(job, batch_size=settings.batch_size, workers=settings.workers, shard_size=settings.shard_size)
     segmenter = load_model(options.model / "finetune_sam" / "model", LoraSam)
     weights = weights_fingerprint(segmenter)
     forget_unmerged(segmenter.merge())

@@ -59,6 +59,23 @@ class Experts:
         return self.classes_[self.predict_proba(vectors).argmax(axis=1)]
 
 
+def unfitted(adaptation: str, make: Callable[[], Any], parts: Mapping[str, int]) -> Any:
+    """What an adaptation fits: `Experts` for "co_training", for all others one classifier."""
+    return Experts(make, parts) if adaptation == "co_training" else make()
+
+
+def in_units(
+    adaptation: str,
+    vectors: Float32[np.ndarray, "n d"],
+    basis: Float[np.ndarray, "m d"],
+    parts: Mapping[str, int],
+) -> Float32[np.ndarray, "n d"]:
+    """Vectors as a classifier with this adaptation takes them: as they are, or by mean and sd over `basis`."""
+    if adaptation == "none":
+        return vectors
+    return comparable_as_is(vectors, basis, parts) if adaptation == "co_training" else in_own_units(vectors, basis)
+
+
 def comparable_as_is(
     vectors: Float32[np.ndarray, "n d"], basis: Float[np.ndarray, "m d"], parts: Mapping[str, int]
 ) -> Float32[np.ndarray, "n d"]:

@@ -16,9 +16,9 @@ from sklearn.calibration import CalibratedClassifierCV
 from dorl_jax import __version__
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError, name_some
-from dorl_jax.evaluation.adaptation import TRAINING_ON, Adaptation, in_own_units, self_train
+from dorl_jax.evaluation.adaptation import TRAINING_ON, Adaptation, self_train
 from dorl_jax.evaluation.classifiers import make_classifier
-from dorl_jax.evaluation.experts import Experts, comparable_as_is
+from dorl_jax.evaluation.experts import Experts, in_units, unfitted
 from dorl_jax.evaluation.familiarity import Familiarity, Reference, fit_familiarity
 from dorl_jax.files import replacing
 from dorl_jax.vectors import Vectors, refuse_other_model
@@ -135,8 +135,7 @@ def fit_classifier(
         raise InputError(f"all {len(labels)} cells are of one class, {str(classes[0])!r}: a classifier needs two")
 
     def make() -> Any:
-        one = make_classifier(name, seed)
-        return Experts(lambda: make_classifier(name, seed), labelled.parts) if adaptation == "co_training" else one
+        return unfitted(adaptation, lambda: make_classifier(name, seed), labelled.parts)
 
     classifier = make()
     if name.startswith("svm_"):
@@ -146,15 +145,15 @@ def fit_classifier(
                 f"{name_some(classes[counts < 2])}: leave it out, or take another classifier"
             )
         classifier = CalibratedClassifierCV(classifier, cv=min(5, int(counts.min())), ensemble=False)
-    values = in_units(adaptation, labelled.values, laboratories, labelled.parts)
+    values = in_laboratory_units(adaptation, labelled.values, laboratories, labelled.parts)
     classifier.fit(values, labels)
     adapted_to: dict[str, int] = {}
     if unlabelled is not None:
-        asked = in_units(adaptation, unlabelled.values, unlabelled.laboratories, labelled.parts)
+        asked = in_laboratory_units(adaptation, unlabelled.values, unlabelled.laboratories, labelled.parts)
         classifier = self_train(make, values, labels, asked, rounds, classifier)
         adapted_to = dict(zip(*_counted(unlabelled.laboratories), strict=True))
     if name == "mlp":
-        fitted_ones = classifier.fitted_ if adaptation == "co_training" else [classifier]
+        fitted_ones = classifier.fitted_ if isinstance(classifier, Experts) else [classifier]
         notes.extend(dict.fromkeys(note for one in fitted_ones for note in one[-1].notes_))
     familiarity, more = fit_familiarity(labelled.values, laboratories, seed)
     cells = {
@@ -237,25 +236,17 @@ def load_classifier(path: Path) -> FittedClassifier:
     return FittedClassifier(header, content["classifier"], Familiarity(kept["mean"], kept["scale"], tuple(references)))
 
 
-def in_units(
+def in_laboratory_units(
     adaptation: Adaptation,
     values: Float32[np.ndarray, "n d"],
     laboratories: Shaped[np.ndarray, " n"],
     parts: Mapping[str, int],
 ) -> Float32[np.ndarray, "n d"]:
-    """Vectors as a classifier with this adaptation takes them: as they are, or by mean and sd of their laboratory.
-
-    For "co_training" parts that are comparable as they are stay so (see `experts.comparable_as_is`).
-    """
-    if adaptation == "none":
-        return values
+    """Vectors as a classifier with this adaptation takes them (see `experts.in_units`), by their own laboratory."""
     scaled = np.empty_like(values)
     for laboratory in np.unique(laboratories):
         own = laboratories == laboratory
-        if adaptation == "co_training":
-            scaled[own] = comparable_as_is(values[own], values[own], parts)
-        else:
-            scaled[own] = in_own_units(values[own], values[own])
+        scaled[own] = in_units(adaptation, values[own], values[own], parts)
     return scaled
 
 

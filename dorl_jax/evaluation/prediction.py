@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped
 
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation.familiarity import SetFamiliarity, of_set
-from dorl_jax.evaluation.fitted import FittedClassifier, in_units
+from dorl_jax.evaluation.fitted import FittedClassifier, in_laboratory_units
 from dorl_jax.vectors import PROVENANCE, Vectors, from_table, refuse_other_model
 
 # With fewer cells the mean and sd of a laboratory say more of these cells than of it.
@@ -63,7 +63,7 @@ def predict(fitted: FittedClassifier, vectors: Vectors) -> Prediction:
             for name, count in zip(names.tolist(), counts.tolist(), strict=True)
             if count < FEW
         ]
-        values = in_units(header.adaptation, values, laboratories, header.parts)
+        values = in_laboratory_units(header.adaptation, values, laboratories, header.parts)
     probabilities = fitted.probabilities(values)
     # Of the laboratory as it is: in its own units every one looks alike.
     p_values = fitted.familiarity.of_cells(vectors.values)

@@ -22,10 +22,10 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from dorl_jax.errors import InputError, name_some, suggest
-from dorl_jax.evaluation.adaptation import ADAPTATIONS, TRAINING_ON, in_own_units, self_train
+from dorl_jax.evaluation.adaptation import ADAPTATIONS, TRAINING_ON, self_train
 from dorl_jax.evaluation.classifier_names import CLASSIFIERS, ORIGINAL
 from dorl_jax.evaluation.classifiers import make_classifier
-from dorl_jax.evaluation.experts import Experts, comparable_as_is
+from dorl_jax.evaluation.experts import Experts, in_units, unfitted
 from dorl_jax.evaluation.exposure import TITLES, setting_of
 from dorl_jax.evaluation.latents import Latents
 from dorl_jax.evaluation.methods import Method, Run, align
@@ -300,29 +300,21 @@ def _fit(
     task: _Task,
     settings: ProtocolSettings,
 ) -> Fit:
-    def basis(rows: Int[np.ndarray, " a"], others: Int[np.ndarray, " b"]) -> Int[np.ndarray, " c"] | None:
-        return None if task.adaptation == "none" else rows if settings.adapt_from == "all" else others
+    def basis(rows: Int[np.ndarray, " a"], others: Int[np.ndarray, " b"]) -> Int[np.ndarray, " c"]:
+        return rows if settings.adapt_from == "all" else others
 
     vectors = run.latents.vectors
     parts = run.latents.parts or {"": vectors.shape[1]}
-    together = task.adaptation == "co_training"
-
-    def make_one() -> Any:
-        return make_classifier(task.classifier, settings.seed)
 
     def make() -> Any:
-        return Experts(make_one, parts) if together else make_one()
+        return unfitted(task.adaptation, lambda: make_classifier(task.classifier, settings.seed), parts)
 
-    def in_units(rows: Int[np.ndarray, " m"], basis: Int[np.ndarray, " b"] | None) -> Float32[np.ndarray, "m d"]:
-        if basis is None:
-            return vectors[rows]
-        if together:
-            return comparable_as_is(vectors[rows], vectors[basis], parts)
-        return in_own_units(vectors[rows], vectors[basis])
+    def scaled(rows: Int[np.ndarray, " m"], basis: Int[np.ndarray, " b"]) -> Float32[np.ndarray, "m d"]:
+        return in_units(task.adaptation, vectors[rows], vectors[basis], parts)
 
     fitted = [splits[name].folds[task.fold][0] for name in task.laboratories]
     of_laboratories = [
-        in_units(rows, basis(splits[name].rows, rows)) for name, rows in zip(task.laboratories, fitted, strict=True)
+        scaled(rows, basis(splits[name].rows, rows)) for name, rows in zip(task.laboratories, fitted, strict=True)
     ]
     known, labels = np.concatenate(of_laboratories), cells.labels[np.concatenate(fitted)]
     predicted = np.full(len(cells), NOT_TESTED, np.uint8)
@@ -346,12 +338,11 @@ def _fit(
                 used = classifier
                 # In its own laboratory a classifier has nothing to adapt to.
                 if task.adaptation in TRAINING_ON and target not in task.laboratories:
-                    assert seen is not None
-                    unlabelled = in_units(seen, seen)
+                    unlabelled = scaled(seen, seen)
                     used = self_train(make, known, labels, unlabelled, settings.rounds, classifier)
-                predicted[tested] = np.searchsorted(classes, used.predict(in_units(tested, seen)))
+                predicted[tested] = np.searchsorted(classes, used.predict(scaled(tested, seen)))
     if task.classifier == "mlp":
-        fitted_ones = classifier.fitted_ if together else [classifier]
+        fitted_ones = classifier.fitted_ if isinstance(classifier, Experts) else [classifier]
         notes.extend(dict.fromkeys(note for one in fitted_ones for note in one[-1].notes_))
     return Fit(task.source, task.classifier, task.adaptation, task.fold, predicted.tobytes(), notes)
 

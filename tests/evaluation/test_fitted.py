@@ -20,7 +20,13 @@ from dorl_jax.evaluation.adaptation import self_train
 from dorl_jax.evaluation.classifier_names import CLASSIFIERS
 from dorl_jax.evaluation.classifiers import make_classifier
 from dorl_jax.evaluation.experts import Experts
-from dorl_jax.evaluation.fitted import fit_classifier, in_units, load_classifier, read_header, save_classifier
+from dorl_jax.evaluation.fitted import (
+    fit_classifier,
+    in_laboratory_units,
+    load_classifier,
+    read_header,
+    save_classifier,
+)
 from dorl_jax.evaluation.prediction import predict
 from dorl_jax.vectors import Vectors
 
@@ -89,14 +95,14 @@ def test_own_units() -> None:
     vectors = make_vectors()
     fitted = fit_classifier(vectors, "logistic_regression", adaptation="own")
     laboratories = vectors.texts("laboratory")
-    scaled = in_units("own", vectors.values, laboratories, {})
+    scaled = in_laboratory_units("own", vectors.values, laboratories, {})
     for laboratory in ("north", "south"):
         own = scaled[laboratories == laboratory].astype(np.float64)
         np.testing.assert_allclose(own.mean(axis=0), 0, atol=1e-6)
         np.testing.assert_allclose(own.std(axis=0), 1, atol=1e-5)
     plain = make_classifier("logistic_regression", 1234).fit(scaled, vectors.texts("label"))
     np.testing.assert_array_equal(fitted.probabilities(scaled), plain.predict_proba(scaled))
-    constant = in_units("own", np.full((4, 2), 0.1, np.float32), np.array(["a"] * 4), {})
+    constant = in_laboratory_units("own", np.full((4, 2), 0.1, np.float32), np.array(["a"] * 4), {})
     np.testing.assert_array_equal(constant, 0)
 
 
@@ -116,8 +122,8 @@ def test_unlabelled_cells_of_the_laboratory_it_is_for(adaptation: Any, tmp_path:
 
         return Experts(one, {"pixels": 2, "regions": 4}) if adaptation == "co_training" else one()
 
-    values = in_units("own", known.values, known.texts("laboratory"), {})
-    asked = in_units("own", third.values, np.full(120, "x"), {})
+    values = in_laboratory_units("own", known.values, known.texts("laboratory"), {})
+    asked = in_laboratory_units("own", third.values, np.full(120, "x"), {})
     if adaptation == "co_training":
         values[:, :2], asked[:, :2] = known.values[:, :2], third.values[:, :2]
     labels = known.texts("label")

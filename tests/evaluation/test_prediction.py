@@ -8,7 +8,7 @@ import pytest
 from test_fitted import CLASSES, make_vectors
 
 from dorl_jax.errors import InputError
-from dorl_jax.evaluation.fitted import fit_classifier, in_units
+from dorl_jax.evaluation.fitted import fit_classifier, in_laboratory_units
 from dorl_jax.evaluation.prediction import describe_set, predict, prediction_table
 from dorl_jax.vectors import PROVENANCE, Vectors
 
@@ -65,7 +65,7 @@ def test_own_units_are_those_of_the_new_laboratory() -> None:
     assert "60 cells only" in there.notes[0]
     without = Vectors(south.columns.select(["id"]), south.values, south.provenance, {})
     np.testing.assert_array_equal(predict(fitted, without).probabilities, here.probabilities)
-    scaled = in_units("own", south.values, np.full(len(south), "x"), {})
+    scaled = in_laboratory_units("own", south.values, np.full(len(south), "x"), {})
     np.testing.assert_array_equal(fitted.probabilities(scaled), here.probabilities)
 
 

@@ -124,6 +124,7 @@ class DoRL:
             "weights": self._weights,
             "side": self.side,
             "resize": self.lora_sam.config.resize,
+            "light": self.lora_sam.config.light,
             "zoom": self.zoom,
             "parity": self.parity,
             "vector": list(self.cae.config.vector),
@@ -181,6 +182,7 @@ class DoRL:
             batch_size,
             range(len(pictures)),
             resize=self.lora_sam.config.resize,
+            light=self.lora_sam.config.light,
             originals=engine.needs_originals,
             strict=False,
             workers=workers,
@@ -197,6 +199,8 @@ class DoRL:
         self, images: "Images", *, batch_size: int = 16, workers: int = -1
     ) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]]:
         """(image, mask) of every image, at its own size; the mask is True on the cell, the largest part found.
+
+        The image is in the light that the segmenter looks at it in (see `data.light.in_light`).
 
         Raises:
           ImageError: an image that cannot be read, when it is met.

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 from PIL import Image
 
+from dorl_jax.data.light import in_light
 from dorl_jax.errors import InputError
 from dorl_jax.models import Sam
 from dorl_jax.models.layers import AnyArray
@@ -267,7 +268,8 @@ class Predictor:
             canvas[:] = self.model.config.pixel_mean
             for place, row in zip(canvas, rows, strict=True):
                 height, width = sizes[row]
-                resized = Image.fromarray(images[row]).resize((width, height), Image.Resampling.BILINEAR)
+                image = in_light(images[row], self.model.config.light)
+                resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
                 place[:height, :width] = np.asarray(resized)
             parts.append(_encode(*weights, canvas)[:count])
         self.features, self._weights = jnp.concatenate(parts), weights

@@ -16,7 +16,9 @@ from dorl_jax.errors import InputError, name_some
 PROVENANCE = b"dorl_jax"
 # Of the provenance, what makes vectors of two models incomparable. The images, the machine and the type of the
 # arithmetic do not.
-_DECIDES = ("weights", "vector", "side", "resize", "zoom", "parity")
+_DECIDES = ("weights", "vector", "side", "resize", "light", "zoom", "parity")
+# What older files do not tell, for there was no choice.
+_USUAL = {"light": "as_is"}
 
 
 @dataclass(frozen=True)
@@ -166,9 +168,9 @@ def refuse_other_model(fitted: dict[str, Any], given: dict[str, Any]) -> None:
         if "weights" not in provenance:
             raise InputError(f"{what} vectors of which nobody knows the model: embed the images with `dorl-jax embed`")
     differing = [
-        f"{name} ({fitted.get(name)}, now {given.get(name)})"
+        f"{name} ({before}, now {now})"
         for name in _DECIDES
-        if fitted.get(name) != given.get(name)
+        if (before := fitted.get(name, _USUAL.get(name))) != (now := given.get(name, _USUAL.get(name)))
     ]
     if differing:
         raise InputError(

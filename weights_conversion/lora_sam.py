@@ -51,6 +51,7 @@ def convert_lora_sam(
     pixel_std: Sequence[float] | np.ndarray = DORL_PIXEL_STD,
     *,
     resize: Literal["bilinear", "cv2_bilinear"] = "cv2_bilinear",
+    light: Literal["as_is", "white_patch"] = "as_is",
     lora: LoraConfig | None = None,
     blocks: Sequence[int] | None = None,
     decoder_heads: int | None = None,
@@ -74,6 +75,7 @@ def convert_lora_sam(
       pixel_mean, pixel_std: statistics of the input (RGB, 0..255) the LoRA was trained with.
       resize: how the images the LoRA was trained with were brought to size (see `data.images.resize_image`); the
         original's by default.
+      light: what is done about the light of images (see `data.light.in_light`).
       lora: without a LoRA file, the LoRA to start with, in place of `rank`.
       blocks: the blocks the file's matrices belong to, in its order; needed if it does not have two pairs a block.
       decoder_heads: see `convert_sam`.
@@ -103,7 +105,8 @@ def convert_lora_sam(
         lora, classes = _read_lora(tuned, config.encoder.depth, rank, blocks), count_masks(tuned) or 2
         source, spell = _with_places(source, lora.blocks or range(config.encoder.depth), spell)
         del tuned  # what is read is freed as it goes
-    config = replace(config, pixel_mean=_channels(pixel_mean), pixel_std=_channels(pixel_std), resize=resize)
+    statistics = {"pixel_mean": _channels(pixel_mean), "pixel_std": _channels(pixel_std)}
+    config = replace(config, **statistics, resize=resize, light=light)
     source = resize_positions(source, config.encoder)
     starting = lora_state_dict is None
     model = load(

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int, UInt8
 from dorl_jax.data.augment import Augmentation
 from dorl_jax.data.augment import augment as augment_cell
 from dorl_jax.data.images import Resize, resize_image, resize_mask
+from dorl_jax.data.light import Light, in_light
 from dorl_jax.data.manifest import Cell, read_pair
 from dorl_jax.data.pictures import FilePictures, Pictures, as_read
 from dorl_jax.data.pool import start_worker, worker_count
@@ -114,6 +115,7 @@ def segmentation_batches(
     augmentation: Augmentation = _USUAL,
     balance: Balance = "none",
     resize: Resize = "bilinear",
+    light: Light = "as_is",
     workers: int = 0,
     share: Share = WHOLE,
 ) -> Batches:
@@ -133,6 +135,7 @@ def segmentation_batches(
       balance: "none" takes all cells alike; otherwise laboratories, classes, or the classes of each laboratory take
         turns, each with epochs of its own, so that a batch holds them in equal shares.
       resize: see `resize_image`.
+      light: see `in_light`.
       workers: processes that prepare batches ahead; 0 prepares them in threads of this one, -1 see `worker_count`.
       share: the part of each batch that is returned.
 
@@ -149,7 +152,7 @@ def segmentation_batches(
     bare = [cell.id for cell in cells if cell.mask is None]
     if bare:
         raise InputError(f"{len(bare)} cells have no mask to train the segmentation on: {name_some(bare)}")
-    prepare = _PreparePair(CellSources(cells), image_size, augmentation, resize)
+    prepare = _PreparePair(CellSources(cells), image_size, augmentation, resize, light)
     rows = _shuffled(len(cells), balance_groups(cells, balance), seed).random_map(prepare, seed=_derive(seed, 1))
     return _endless(rows, batch_size, workers, share)
 
@@ -160,6 +163,7 @@ def image_batches(
     batch_size: int,
     *,
     resize: Resize = "bilinear",
+    light: Light = "as_is",
     originals: bool = True,
     workers: int = 0,
     share: Share = WHOLE,
@@ -171,6 +175,7 @@ def image_batches(
       image_size: side of the square that images are resized to, in pixels.
       batch_size: cells a batch. The last batch is filled up with copies of the last cell.
       resize: see `resize_image`.
+      light: see `in_light`.
       originals: hand out the images at their own size, too. They are most of what worker processes have to hand over.
       workers: processes that decode ahead; 0 decodes in threads of this one, -1 see `worker_count`.
       share: the part of the cells that is returned: of n cells and k processes, process i has those from i n / k up to
@@ -179,7 +184,7 @@ def image_batches(
     Returns:
       An iterator of `{"index": int64 (B,), "valid": bool (B,), "image": uint8 (B, S, S, 3), "originals":
       [...]}`: the place in `cells`, False where a row only fills up, the resized image, and the images at
-      their own size, uint8 (h, w, 3) each, of the valid rows alone (with `originals`).
+      their own size, in that light, uint8 (h, w, 3) each, of the valid rows alone (with `originals`).
 
     Raises:
       ImageError: a file that does not open, when it is met.
@@ -188,7 +193,14 @@ def image_batches(
     last = (share.index + 1) * len(cells) // share.count
     pictures = FilePictures(CellSources(cells, masks=False))
     return picture_batches(
-        pictures, image_size, batch_size, range(first, last), resize=resize, originals=originals, workers=workers
+        pictures,
+        image_size,
+        batch_size,
+        range(first, last),
+        resize=resize,
+        light=light,
+        originals=originals,
+        workers=workers,
     )
 
 
@@ -200,6 +212,7 @@ def picture_batches(
     *,
     numbers: Sequence[int] | None = None,
     resize: Resize = "bilinear",
+    light: Light = "as_is",
     originals: bool = True,
     strict: bool = True,
     workers: int = 0,
@@ -208,7 +221,7 @@ def picture_batches(
 
     Args:
       pictures: with workers, what can be pickled.
-      image_size, batch_size, resize, originals, workers: see `image_batches`.
+      image_size, batch_size, resize, light, originals, workers: see `image_batches`.
       places: those of the pictures that are wanted, in steps of 1. Batch 0 begins with the first.
       numbers: of the batches that are wanted; None for all.
       strict: False for a picture that cannot be read to take its place as a black one, with the reason.
@@ -224,7 +237,7 @@ def picture_batches(
     chosen = np.arange(count) if numbers is None else np.asarray(numbers, np.int64)
     if not len(chosen):
         return
-    prepare = _PrepareImages(pictures, image_size, batch_size, places, chosen, resize, originals, strict)
+    prepare = _PrepareImages(pictures, image_size, batch_size, places, chosen, resize, light, originals, strict)
     # Workers that run out of data leave shared memory behind: let them go on to empty batches until they are closed.
     with closing(_ahead(grain.MapDataset.range(sys.maxsize).map(prepare), workers)) as iterator:
         for _ in range(len(chosen)):
@@ -309,8 +322,11 @@ def _mask_text(cell: Cell) -> str:
 
 # Classes, not closures: worker processes import this module instead of being sent its code.
 class _PreparePair:
-    def __init__(self, sources: CellSources, image_size: int, augmentation: Augmentation, resize: Resize) -> None:
-        self._sources, self._size, self._augmentation, self._resize = sources, image_size, augmentation, resize
+    def __init__(
+        self, sources: CellSources, image_size: int, augmentation: Augmentation, resize: Resize, light: Light
+    ) -> None:
+        self._sources, self._size, self._augmentation = sources, image_size, augmentation
+        self._resize, self._light = resize, light
 
     def __call__(self, place: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         image, mask = self.resized(place)
@@ -319,7 +335,7 @@ class _PreparePair:
 
     def resized(self, place: int) -> tuple[UInt8[np.ndarray, "s s 3"], Bool[np.ndarray, "s s"]]:
         image, mask = read_pair(self._sources.source(place), self._sources.mask(place))
-        return resize_image(image, self._size, self._resize), resize_mask(mask, self._size)
+        return resize_image(in_light(image, self._light), self._size, self._resize), resize_mask(mask, self._size)
 
 
 class _PrepareImages:
@@ -331,10 +347,12 @@ class _PrepareImages:
         places: range,
         numbers: np.ndarray,
         resize: Resize,
+        light: Light,
         originals: bool,
         strict: bool,
     ) -> None:
-        self._pictures, self._size, self._batch, self._resize = pictures, image_size, batch_size, resize
+        self._pictures, self._size, self._batch = pictures, image_size, batch_size
+        self._resize, self._light = resize, light
         self._places, self._numbers, self._originals, self._strict = places, numbers, originals, strict
 
     def __call__(self, turn: int) -> dict[str, Any]:
@@ -346,6 +364,7 @@ class _PrepareImages:
         originals, reasons = [], []
         for row, place in enumerate(places[valid].tolist()):
             image, reason = (self._pictures.read(place), "") if self._strict else as_read(self._pictures, place)
+            image = in_light(image, self._light)
             resize_image(image, self._size, self._resize, out=images[row])
             reasons.append(reason)
             if self._originals:

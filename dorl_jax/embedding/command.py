@@ -111,6 +111,7 @@ def _extract(options: argparse.Namespace, images: ImageList, job: EmbedJob) -> N
         "weights": {"segmenter": weights},
         "side": segmenter.config.encoder.side,
         "resize": segmenter.config.resize,
+        "light": segmenter.config.light,
     }
     done = extract_images(
         segmenter,

@@ -231,6 +231,7 @@ def _do_missing(
         range(len(images)),
         numbers=numbers,
         resize=segmenter.config.resize,
+        light=segmenter.config.light,
         originals=engine.needs_originals,
         strict=job.strict,
         workers=job.workers,

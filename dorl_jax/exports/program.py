@@ -92,6 +92,7 @@ def write_program(
         "preprocessing": {
             "channels": "RGB, 0..255; normalised inside",
             "resize": segmenter.config.resize,
+            "light": segmenter.config.light,
             "zoom": zoom,
         },
         "provenance": dict(provenance or {}),

@@ -64,6 +64,8 @@ class CaeConfig:
     def __post_init__(self) -> None:
         if not self.vector or not set(self.vector) <= set(get_args(VectorPart)):
             raise InputError(f"a vector is made of {', '.join(get_args(VectorPart))}, not of {self.vector}")
+        if len(set(self.vector)) < len(self.vector):
+            raise InputError(f"a vector names each of its parts once, not {', '.join(self.vector)}")
         if "pixels" in self.vector and not self.pixel_channels:
             raise InputError("a vector with 'pixels' needs a pixel encoder: give its channels")
         multiple = side_multiple(len(self.pixel_channels)) if self.pixel_channels else 1

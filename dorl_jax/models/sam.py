@@ -34,6 +34,7 @@ class SamConfig:
       mask_prompt_hidden: channels inside the encoder of mask prompts.
       pixel_mean, pixel_std: statistics of the input, on the 0..255 scale, RGB.
       resize: how the images that it was trained on were brought to its size (see `data.images.resize_image`).
+      light: what was done about their light (see `data.light.in_light`).
     """
 
     encoder: ImageEncoderConfig
@@ -42,6 +43,7 @@ class SamConfig:
     pixel_mean: tuple[float, float, float] = SAM_PIXEL_MEAN
     pixel_std: tuple[float, float, float] = SAM_PIXEL_STD
     resize: Literal["bilinear", "cv2_bilinear"] = "bilinear"
+    light: Literal["as_is", "white_patch"] = "as_is"
 
     @classmethod
     def vit_b(cls, image_size: ImageSize = 1024) -> "SamConfig":

@@ -63,6 +63,7 @@ def extract(
     model = load_model(model_folder, LoraSam)
     signature = {
         "weights": weights,
+        "light": model.config.light,
         "version": __version__,
         "dtype": settings.dtype,
         "parity": settings.parity,
@@ -108,6 +109,7 @@ def _fill(
         range(len(cells)),
         numbers=[number for numbers in todo for number in numbers],
         resize=model.config.resize,
+        light=model.config.light,
         workers=workers,
     )
     dtype = np.dtype(ml_dtypes.bfloat16) if settings.dtype == "bfloat16" else np.dtype(np.float32)

@@ -17,6 +17,7 @@ from jaxtyping import Array
 from dorl_jax.config import expand_path, setting
 from dorl_jax.data.augment import Augmentation
 from dorl_jax.data.images import Resize, read_image, resize_image, resize_mask
+from dorl_jax.data.light import Light, in_light
 from dorl_jax.data.loader import Share, segmentation_batches
 from dorl_jax.data.manifest import Cell, Manifest, read_cell
 from dorl_jax.errors import InputError
@@ -55,6 +56,9 @@ class FinetuneSettings(TrainingSettings):
     class_weights: tuple[float, float] = setting((1.0, 1.0), "weights of background and cell in the loss")
     resize: Literal["bilinear", "cv2_bilinear"] = setting(
         "bilinear", "to the input's size; 'cv2_bilinear', the original's, skips pixels where it shrinks by 2 or more"
+    )
+    light: Literal["as_is", "white_patch"] = setting(
+        "as_is", "of every image; 'white_patch' makes its ground, the 90th percentile of each channel, the same white"
     )
     augment: Literal["none", "parity", "laboratory"] = setting(
         "laboratory",
@@ -108,6 +112,7 @@ def finetune_sam(manifest: Manifest, out: Path, settings: FinetuneSettings, *, p
         ),
         balance=settings.balance,
         resize=settings.resize,
+        light=settings.light,
         workers=settings.workers,
         share=Share(jax.process_index(), jax.process_count()),
     )
@@ -115,7 +120,13 @@ def finetune_sam(manifest: Manifest, out: Path, settings: FinetuneSettings, *, p
     observe = None
     if selecting:
         observe = observe_segmentation(
-            selecting, config.encoder.side, config.resize, settings.batch_size, objective.of_logits, mesh
+            selecting,
+            config.encoder.side,
+            config.resize,
+            config.light,
+            settings.batch_size,
+            objective.of_logits,
+            mesh,
         )
     with closing(batches):
         train_as_set(
@@ -208,7 +219,7 @@ def _make_model(settings: FinetuneSettings, cells: Sequence[Cell]) -> LoraSam:
     image_size = settings.image_size or (112 if settings.variant == "tiny" else 224)
     config = SamConfig.preset(settings.variant, image_size)
     if settings.pixel_statistics == "data":
-        mean, std = pixel_statistics(cells, image_size, settings.resize)
+        mean, std = pixel_statistics(cells, image_size, settings.resize, settings.light)
     elif settings.pixel_statistics == "sam":
         mean, std = SAM_PIXEL_MEAN, SAM_PIXEL_STD
     else:
@@ -219,13 +230,22 @@ def _make_model(settings: FinetuneSettings, cells: Sequence[Cell]) -> LoraSam:
 
         path = expand_path(settings.checkpoint, "finetune_sam.checkpoint")
         return convert_lora_sam(
-            path, None, settings.variant, image_size, rank, mean, std, resize=settings.resize, seed=settings.seed
+            path,
+            None,
+            settings.variant,
+            image_size,
+            rank,
+            mean,
+            std,
+            resize=settings.resize,
+            light=settings.light,
+            seed=settings.seed,
         )
     if settings.encoder != "full":
         raise InputError(
             f"finetune_sam.encoder = {settings.encoder!r} tunes a trained SAM: give finetune_sam.checkpoint, or 'full'"
         )
-    config = replace(config, pixel_mean=mean, pixel_std=std, resize=settings.resize)
+    config = replace(config, pixel_mean=mean, pixel_std=std, resize=settings.resize, light=settings.light)
     model = LoraSam(config, None, rngs=nnx.Rngs(settings.seed))
     # Zeros are for tables that a checkpoint fills; a fresh ViT learns faster from small random positions.
     positions = model.sam.image_encoder.pos_embed
@@ -235,11 +255,12 @@ def _make_model(settings: FinetuneSettings, cells: Sequence[Cell]) -> LoraSam:
 
 
 def pixel_statistics(
-    cells: Sequence[Cell], image_size: int, resize: Resize = "bilinear", most: int = 200
+    cells: Sequence[Cell], image_size: int, resize: Resize = "bilinear", light: Light = "as_is", most: int = 200
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and sd of each channel (0..255) over at most `most` evenly spaced cells."""
     chosen = cells[:: max(1, len(cells) // most)]
-    pixels = np.stack([resize_image(read_image(cell.image), image_size, resize) for cell in chosen]).reshape(-1, 3)
+    images = [in_light(read_image(cell.image), light) for cell in chosen]
+    pixels = np.stack([resize_image(image, image_size, resize) for image in images]).reshape(-1, 3)
     mean, std = pixels.mean(axis=0), np.maximum(pixels.std(axis=0), 1.0)
     return (float(mean[0]), float(mean[1]), float(mean[2])), (float(std[0]), float(std[1]), float(std[2]))
 

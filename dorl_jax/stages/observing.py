@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from dorl_jax.data.images import Resize, resize_image, resize_mask
+from dorl_jax.data.light import Light, in_light
 from dorl_jax.data.manifest import Cell, read_cell
 from dorl_jax.losses import mean_discrepancy, ssim
 from dorl_jax.models import Cae, LoraSam
@@ -29,6 +30,7 @@ def observe_segmentation(
     cells: Sequence[Cell],
     image_size: int,
     resize: Resize,
+    light: Light,
     batch_size: int,
     objective: Callable[[Array, Array], dict[str, Array]],
     mesh: Mesh,
@@ -42,6 +44,7 @@ def observe_segmentation(
       cells: each with a mask; of each laboratory at most 200 are taken, evenly spaced.
       image_size: side of the model's input.
       resize: see `images.resize_image`.
+      light: see `light.in_light`.
       batch_size: cells at a time, over all devices.
       objective: (low-res logits, masks at the input's size) -> "loss" and more.
       mesh: of the model.
@@ -49,7 +52,7 @@ def observe_segmentation(
     cells = _some_of_each([cell.laboratory for cell in cells], cells, _MOST_CELLS)
     laboratories = np.array([cell.laboratory for cell in cells])
     pairs = [read_cell(cell) for cell in cells]
-    images = np.stack([resize_image(image, image_size, resize) for image, _ in pairs])
+    images = np.stack([resize_image(in_light(image, light), image_size, resize) for image, _ in pairs])
     masks = np.stack([resize_mask(mask, image_size) for _, mask in pairs if mask is not None])
 
     @nnx.jit

@@ -29,7 +29,7 @@ def _margins(model: LoraSam, images: AnyArray) -> jax.Array:
 def segment(
     model: LoraSam, cells: Sequence[Cell], batch_size: int, *, name: str, workers: int = 0, progress: bool = True
 ) -> Iterator[Segmented]:
-    """(place in `cells`, image, mask) of all cells in order."""
+    """(place in `cells`, image in the model's light, mask) of all cells in order."""
     pictures = FilePictures(CellSources(cells, masks=False))
     with tqdm(total=len(cells), desc=name, unit="cell", disable=not progress) as bar:
         for segmented in segment_pictures(model, pictures, batch_size, workers=workers):
@@ -38,9 +38,17 @@ def segment(
 
 
 def segment_pictures(model: LoraSam, pictures: Pictures, batch_size: int, *, workers: int = 0) -> Iterator[Segmented]:
-    """(place, image, mask) of all pictures in order; the next batch computes meanwhile."""
-    size, resize = model.config.encoder.side, model.config.resize
-    batches = picture_batches(pictures, size, batch_size, range(len(pictures)), resize=resize, workers=workers)
+    """(place, image in the model's light, mask) of all pictures in order; the next batch computes meanwhile."""
+    config = model.config
+    batches = picture_batches(
+        pictures,
+        config.encoder.side,
+        batch_size,
+        range(len(pictures)),
+        resize=config.resize,
+        light=config.light,
+        workers=workers,
+    )
     for batch, margins in buffered(((batch, _margins(model, batch["image"])) for batch in batches), 1):
         count = int(batch["valid"].sum())
         cut = zip(batch["index"][:count], batch["originals"], np.asarray(margins)[:count], strict=True)

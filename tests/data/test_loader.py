@@ -11,6 +11,7 @@ from PIL import Image
 
 from dorl_jax.data.augment import Augmentation
 from dorl_jax.data.images import ImageError, read_image, resize_image, resize_mask
+from dorl_jax.data.light import in_light
 from dorl_jax.data.loader import (
     WHOLE,
     Batches,
@@ -230,6 +231,16 @@ def test_parts_of_a_picture_and_the_chosen_resizing_are_read(tmp_path: Path) -> 
     pair = next(segmentation_batches([cell], 16, 1, 0, augmentation=PLAIN, resize="cv2_bilinear"))
     np.testing.assert_array_equal(pair["image"][0], batch["image"][0])
     assert pair["mask"].all()
+
+
+def test_every_batch_is_in_the_chosen_light(cells: tuple[Cell, ...]) -> None:
+    cell = cells[0]
+    lit = in_light(read_image(cell.image), "white_patch")
+    (batch,) = image_batches([cell], 24, 1, light="white_patch")
+    np.testing.assert_array_equal(batch["originals"][0], lit)
+    np.testing.assert_array_equal(batch["image"][0], resize_image(lit, 24))
+    pair = next(segmentation_batches([cell], 24, 1, 0, augmentation=PLAIN, light="white_patch"))
+    np.testing.assert_array_equal(pair["image"][0], resize_image(lit, 24))
 
 
 def test_refuses_cells_without_masks(cells: tuple[Cell, ...]) -> None:

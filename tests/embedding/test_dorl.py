@@ -1,5 +1,6 @@
 """Vectors are those of the parts by hand, each image's own, whoever reads it; what fails says why."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,9 +14,11 @@ from dorl_jax import DoRL
 from dorl_jax.data.crops import cell_view, is_empty
 from dorl_jax.data.cut import mask_at
 from dorl_jax.data.images import read_image, resize_image
+from dorl_jax.data.light import in_light
 from dorl_jax.dorl import Dtype
 from dorl_jax.errors import InputError
 from dorl_jax.models import Cae, CaeConfig, LoraSam
+from dorl_jax.vectors import refuse_other_model
 
 COUNT = 11
 FINE = [place for place in range(COUNT) if place not in (3, 7)]
@@ -129,6 +132,23 @@ def test_loaded_for_one_type_it_holds_less_and_gives_the_same(tmp_path: Path, im
         lean.embed(paths, dtype=other)
     with pytest.raises(ValueError, match="has been let go"):
         lean.lora_sam.unmerge()
+
+
+def test_vectors_are_of_images_in_the_light_of_the_segmenter(images: Path) -> None:
+    paths = [images / f"{place:03d}.png" for place in FINE[:3]]
+    given = [in_light(read_image(str(path)), "white_patch") for path in paths]
+    as_is, lit = small_dorl(), small_dorl()
+    lit.lora_sam.config = replace(lit.lora_sam.config, light="white_patch")
+    expected = as_is.embed(given, batch_size=4)
+    np.testing.assert_array_equal(lit.embed(paths, batch_size=4), expected)
+    assert np.abs(as_is.embed(paths, batch_size=4) - expected).max() > 1e-3
+    for image, (seen, _) in zip(given, lit.masks(paths, batch_size=4), strict=True):
+        np.testing.assert_array_equal(seen, image)
+    assert lit.provenance["light"] == "white_patch"
+    with pytest.raises(InputError, match=r"light \(as_is, now white_patch\)"):
+        refuse_other_model(as_is.provenance, lit.provenance)
+    older = {name: value for name, value in as_is.provenance.items() if name != "light"}
+    refuse_other_model(older, as_is.provenance)
 
 
 def test_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dorl_jax.data.images import read_image, resize_image
 from dorl_jax.data.laboratory import open_laboratories
+from dorl_jax.data.light import in_light
 from dorl_jax.data.manifest import Manifest, make_manifest
 from dorl_jax.data.synthetic import write_laboratories
 from dorl_jax.data.taxonomy import load_taxonomy
@@ -90,3 +92,12 @@ def test_choices_that_cannot_be(cells: Manifest, tmp_path: Path) -> None:
         finetune_sam(cells, tmp_path, FinetuneSettings(**USUAL, validation=0.0), progress=False)
     with pytest.raises(InputError, match="matches no parameter"):
         finetune_sam(cells, tmp_path, FinetuneSettings(**USUAL, freeze=("sam.image_encodr.*",)), progress=False)
+
+
+def test_statistics_are_of_images_in_their_light(cells: Manifest) -> None:
+    model = _make_model(FinetuneSettings(**USUAL, light="white_patch"), cells.cells)
+    assert model.config.light == "white_patch"
+    lit = [in_light(read_image(cell.image), "white_patch") for cell in cells.cells]
+    pixels = np.stack([resize_image(image, 32) for image in lit]).reshape(-1, 3)
+    np.testing.assert_allclose(model.config.pixel_mean, pixels.mean(0))
+    np.testing.assert_allclose(model.config.pixel_std, pixels.std(0))

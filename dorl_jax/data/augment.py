@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 _ROTATION = (-20, 20)  # degrees, the upper end excluded
+_SEAM = 1.5  # sd in pixels
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Augmentation:
       stain: strength of the random amount, hue and purity of the dyes (see `stain_jitter`).
       white_balance: strength of the random brightness and colour of the light (see `stain_jitter`).
       blur: strength of random blur and noise (see `degrade`).
+      cell_stain: half the time the dyes of the cell alone change, by this strength (see `stain_apart`).
     """
 
     kind: Literal["none", "parity", "laboratory"] = "laboratory"
@@ -28,6 +30,7 @@ class Augmentation:
     stain: float = 1.0
     white_balance: float = 1.0
     blur: float = 1.0
+    cell_stain: float = 0.0
 
 
 def parity_augment(
@@ -81,6 +84,8 @@ def augment(
     np.multiply(mask.view(np.uint8), 255, out=both[..., 3])
     both = cv2.warpAffine(both, matrix, shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     image, cover = cv2.cvtColor(both, cv2.COLOR_RGBA2RGB), cv2.extractChannel(both, 3) > 127
+    if how.cell_stain and rng.random() < 0.5:
+        image = stain_apart(image, cover, rng, how.cell_stain)
     image = stain_jitter(image, rng, how.stain, how.white_balance)
     return degrade(image, rng, how.blur), cover
 
@@ -112,6 +117,25 @@ def stain_jitter(
     levels = cv2.exp(cv2.transform(density, np.column_stack([-matrix, np.log(255.5) - light]).astype(np.float32)))
     # Undo the half level; OpenCV rounds and saturates. What falls below 0, by half a level at most, is rounded to it.
     return cv2.convertScaleAbs(levels, alpha=1, beta=-0.5)
+
+
+def stain_apart(
+    image: UInt8[np.ndarray, "h w 3"], cover: Bool[np.ndarray, "h w"], rng: np.random.Generator, strength: float
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image with other dyes in the cell than around it.
+
+    In another laboratory's stain cytoplasm may have the colour that red cells have in this one; which colour goes with
+    which cannot be learned from few laboratories, so that it had better not be relied on.
+
+    Args:
+      image: RGB, 0..255.
+      cover: True on the cell.
+      rng: the only source of chance.
+      strength: see `stain_jitter`.
+    """
+    # A sharp seam would give the cell away.
+    share = cv2.GaussianBlur(cover.astype(np.float32), (0, 0), _SEAM)[..., None]
+    return cv2.convertScaleAbs(image * (1 - share) + stain_jitter(image, rng, strength) * share)
 
 
 def degrade(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator, strength: float) -> UInt8[np.ndarray, "h w 3"]:

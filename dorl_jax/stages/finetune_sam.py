@@ -69,6 +69,9 @@ class FinetuneSettings(TrainingSettings):
     stain: float = setting(1.0, "strength of the random amount, hue and purity of the dyes; 0 for none")
     white_balance: float = setting(1.0, "strength of the random brightness and colour of the light; 0 for none")
     blur: float = setting(1.0, "strength of random blur and noise; 0 for none")
+    cell_stain: float = setting(
+        0.0, "strength of a change, half the time, of the dyes of the cell alone; for laboratories that are not seen"
+    )
     balance: Literal["none", "laboratory", "class", "laboratory_and_class"] = setting(
         "laboratory", "take these equally often, whatever their size"
     )
@@ -108,7 +111,12 @@ def finetune_sam(manifest: Manifest, out: Path, settings: FinetuneSettings, *, p
         settings.batch_size,
         settings.seed,
         augmentation=Augmentation(
-            settings.augment, settings.magnification, settings.stain, settings.white_balance, settings.blur
+            settings.augment,
+            settings.magnification,
+            settings.stain,
+            settings.white_balance,
+            settings.blur,
+            settings.cell_stain,
         ),
         balance=settings.balance,
         resize=settings.resize,

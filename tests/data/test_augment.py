@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dorl_jax.data.augment import Augmentation, _symmetry, augment, degrade, parity_augment, stain_jitter
+from dorl_jax.data.augment import (
+    Augmentation,
+    _symmetry,
+    augment,
+    degrade,
+    parity_augment,
+    stain_apart,
+    stain_jitter,
+)
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
 
@@ -198,12 +206,41 @@ def test_stain_jitter_is_pointwise() -> None:
     assert (changed == changed[0, 0]).all()
 
 
+def test_the_cell_alone_is_stained_anew_and_its_rim_in_between() -> None:
+    _, mask = marked()
+    image = np.random.default_rng(1).integers(40, 220, (*mask.shape, 3), dtype=np.uint8)
+    found = stain_apart(image, mask, np.random.default_rng(5), 1.0)
+    other = stain_jitter(image, np.random.default_rng(5), 1.0)
+    far = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5) > 7
+    outside = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5) > 7
+    assert far.any()
+    assert outside.any()
+    np.testing.assert_array_equal(found[far], other[far])
+    np.testing.assert_array_equal(found[outside], image[outside])
+    low, high = np.minimum(image, other).astype(int) - 1, np.maximum(image, other).astype(int) + 1
+    assert ((low <= found) & (found <= high)).all()
+
+
+def test_the_cell_is_stained_apart_half_the_time() -> None:
+    image, mask = marked()
+    how = Augmentation(magnification=1.0, stain=0.0, white_balance=0.0, blur=0.0, cell_stain=2.0)
+    plain = Augmentation(magnification=1.0, stain=0.0, white_balance=0.0, blur=0.0)
+    changed = []
+    for seed in range(100):
+        found, moved = augment(image, mask, np.random.default_rng(seed), how)
+        expected, same = augment(image, mask, np.random.default_rng(seed), plain)
+        np.testing.assert_array_equal(moved, same)
+        changed.append(not np.array_equal(found, expected))
+    # Grey pixels keep their hue, but not their density; 3.5 standard deviations about one half.
+    assert 32 <= sum(changed) <= 68
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), stain=st.sampled_from([0.0, 0.5, 2.0]))
 def test_pure_function_of_the_arguments(seed: int, stain: float) -> None:
     before = IMAGE.copy()
     mask = IMAGE[..., 0] > 128
-    how = Augmentation(stain=stain, white_balance=stain, blur=stain)
+    how = Augmentation(stain=stain, white_balance=stain, blur=stain, cell_stain=stain)
     first = augment(IMAGE, mask, np.random.default_rng(seed), how)
     second = augment(IMAGE, mask, np.random.default_rng(seed), how)
     np.testing.assert_array_equal(first[0], second[0])

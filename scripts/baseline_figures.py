@@ -1,10 +1,12 @@
 """The baselines of a run, made where they are missing, and their figures across laboratories.
 
-    python scripts/baseline_figures.py runs/real_cells baselines.names='["colour_texture","resnet"]'
+    python scripts/baseline_figures.py runs/real_cells --set baselines.names='["colour_texture","resnet"]'
+    python scripts/baseline_figures.py runs/held_out_* --held-out
 
-RUN is the folder of a run that is extracted. Vectors go to RUN/baselines. Classifier, scalings and what is asked are
-those of `recipe_figures.py`; a baseline is one part, so that co-training is self-training. Prints Markdown, accuracy /
-macro-F1 in %. Those trained on one laboratory's labels have no figure from three laboratories to the fourth.
+Runs that are extracted; vectors go to RUN/baselines. Classifier, scalings and what is asked are those of
+`recipe_figures.py`; a baseline is one part, so that co-training is self-training. Prints Markdown, accuracy / macro-F1
+in %. Those trained on one laboratory's labels have no figure from three laboratories to the fourth. With --held-out
+each run is one that left laboratories unseen, and only these are tested, from all others, with nothing known of them.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from dorl_jax import config
 from dorl_jax.baselines import BaselineSettings, baselines, read_baseline
 from dorl_jax.data.manifest import load_cells
 from dorl_jax.evaluation.latents import Latents
+from dorl_jax.stages.run import RunSettings
 
 _SCALINGS = ("source", "own", "self-training")
 
@@ -36,24 +40,53 @@ def main() -> None:
     """Make and judge."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("settings", nargs="*", help="baselines.KEY=VALUE")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("--held-out", action="store_true", help="test the laboratories that a run has not seen")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the baselines")
     options = parser.parse_args()
-    overrides = dict(text.partition("=")[::2] for text in options.settings)
-    settings = config.build(Settings, {}, overrides).baselines
-    manifest = load_cells(options.run / "data" / "cells.parquet")
-    out = options.run / "baselines"
+    settings = config.build(Settings, {}, dict(text.partition("=")[::2] for text in options.set)).baselines
+    if options.held_out:
+        held_out(options.runs, settings)
+    for run in [] if options.held_out else options.runs:
+        seen(run, settings)
+
+
+def seen(run: Path, settings: BaselineSettings) -> None:
+    """The table of a run that has seen all laboratories."""
+    manifest = load_cells(run / "data" / "cells.parquet")
+    out = run / "baselines"
     asked = [f"{what}, {scaling}" for what in ("pairs", "others to each") for scaling in _SCALINGS]
     print(f"| baseline | numbers | in-domain | {' | '.join(asked)} | seconds |")
     print("|---|---:|" + "---:|" * (len(asked) + 2))
     for name in settings.names:
         begun = time.perf_counter()
-        baselines(manifest, options.run / "extract" / "store", out, one(settings, name))
+        baselines(manifest, run / "extract" / "store", out, one(settings, name))
         seconds = time.perf_counter() - begun
         vectors = read_baseline(out, name)
         width = next(iter(vectors.values())).vectors.shape[1]
         found = floors(vectors[""]) if name == "majority" else figures(vectors)
         print(f"| {name} | {width} | {' | '.join(found)} | {seconds:.0f} |", flush=True)
+
+
+def held_out(runs: Sequence[Path], settings: BaselineSettings) -> None:
+    """A row a baseline, a column a laboratory that a run has not seen."""
+    unseen = {run: config.load(RunSettings, run / config.SETTINGS_FILE).data.unseen for run in runs}
+    print(f"| baseline | {' | '.join(name for names in unseen.values() for name in names)} | mean |")
+    print("|---|" + "---:|" * (1 + sum(map(len, unseen.values()))))
+    for name in settings.names:
+        scores = []
+        for run, targets in unseen.items():
+            manifest = load_cells(run / "data" / "cells.parquet")
+            store, out = run / "extract" / "store", run / "baselines"
+            baselines(manifest, store, out, one(settings, name), unseen=targets)
+            whole = read_baseline(out, name).get("")
+            if whole is None:  # it knows one laboratory's labels, not three's
+                break
+            rest = [place for place in manifest.laboratories if place not in targets]
+            ask = from_most if name == "majority" else partial(across, scaling="source")
+            scores += [ask(whole, rest, target) for target in targets]
+        if scores:
+            print(f"| {name} | {' | '.join(mean([score]) for score in scores)} | {mean(scores)} |", flush=True)
 
 
 def one(settings: BaselineSettings, name: str) -> BaselineSettings:
@@ -76,17 +109,19 @@ def figures(vectors: dict[str, Latents]) -> list[str]:
 
 
 def floors(latents: Latents) -> list[str]:
-    """As `figures`: what the most frequent class of the labelled cells gives."""
+    """As `figures`, by `from_most`."""
     names = np.unique(latents.laboratories).tolist()
+    pairs = mean([from_most(latents, [a], b) for a in names for b in names if a != b])
+    rest = mean([from_most(latents, [a for a in names if a != b], b) for b in names])
+    own = mean([from_most(latents, [name], name) for name in names])
+    return [own, *[pairs] * len(_SCALINGS), *[rest] * len(_SCALINGS)]
 
-    def most(sources: Sequence[str], target: str) -> Score:
-        classes, counts = np.unique(latents.labels[np.isin(latents.laboratories, sources)], return_counts=True)
-        truth = latents.labels[latents.laboratories == target]
-        return score(truth, np.full(len(truth), classes[counts.argmax()]))
 
-    pairs = mean([most([a], b) for a in names for b in names if a != b])
-    rest = mean([most([a for a in names if a != b], b) for b in names])
-    return [mean([most([name], name) for name in names]), *[pairs] * len(_SCALINGS), *[rest] * len(_SCALINGS)]
+def from_most(latents: Latents, sources: Sequence[str], target: str) -> Score:
+    """What the most frequent class of the labelled cells gives."""
+    classes, counts = np.unique(latents.labels[np.isin(latents.laboratories, sources)], return_counts=True)
+    truth = latents.labels[latents.laboratories == target]
+    return score(truth, np.full(len(truth), classes[counts.argmax()]))
 
 
 def mean(scores: Sequence[Score]) -> str:

@@ -105,8 +105,8 @@ def convert_lora_sam(
         lora, classes = _read_lora(tuned, config.encoder.depth, rank, blocks), count_masks(tuned) or 2
         source, spell = _with_places(source, lora.blocks or range(config.encoder.depth), spell)
         del tuned  # what is read is freed as it goes
-    statistics = {"pixel_mean": _channels(pixel_mean), "pixel_std": _channels(pixel_std)}
-    config = replace(config, **statistics, resize=resize, light=light)
+    mean, std = _channels(pixel_mean), _channels(pixel_std)
+    config = replace(config, pixel_mean=mean, pixel_std=std, resize=resize, light=light)
     source = resize_positions(source, config.encoder)
     starting = lora_state_dict is None
     model = load(

@@ -19,6 +19,7 @@ from small_run import CAE, write_small_run
 
 from dorl_jax.cli import main
 from dorl_jax.data.cut import cut_cells
+from dorl_jax.data.light import in_light
 from dorl_jax.data.resize import resize_image
 from dorl_jax.dorl import DoRL
 from dorl_jax.exports.program import PLATFORMS, write_program
@@ -142,6 +143,7 @@ def test_two_functions_with_the_cut_between(symbols, tmp_path: Path) -> None:
         CAE, vector=("cls", "tokens", "features", "pixels", "regions"), pixel_channels=(8, 16), pixel_size=16
     )
     dorl = DoRL.load(write_small_run(tmp_path / "run", cae=config))
+    dorl.lora_sam.config = replace(dorl.lora_sam.config, light="white_patch")
     path = tmp_path / "model.jaxexport"
     write_program(dorl.lora_sam, dorl.cae, path, zoom=dorl.zoom)
     rng = np.random.default_rng(2)
@@ -149,6 +151,7 @@ def test_two_functions_with_the_cut_between(symbols, tmp_path: Path) -> None:
     expected = dorl.embed(images, batch_size=4)
     header, functions = load(path)
     assert header["functions"]["vector"] == ["windows", "foreground", "crops"]
+    images = [in_light(image, header["preprocessing"]["light"]) for image in images]
     margins = functions["margin"](np.stack([resize_image(image, 32) for image in images]))
     cut = cut_cells(images, margins, dorl.cae.config.image_size, 4, zoom=header["preprocessing"]["zoom"], view_size=32)
     assert not cut.empty.all()

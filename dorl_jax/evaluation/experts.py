@@ -8,8 +8,8 @@ from jaxtyping import Float, Float32, Shaped
 
 from dorl_jax.evaluation.adaptation import in_own_units
 
-COMPARABLE = ("pixels",)
-"""Parts of a vector (see `CaeConfig.vector`) that mean the same in every laboratory, for they were learned so."""
+COMPARABLE = ("pixels", "relations")
+"""Parts of a vector (see `CaeConfig.vector`) that mean the same in every laboratory: learned so, or measured so."""
 
 
 class Experts:

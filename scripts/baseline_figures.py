@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from recipe_figures import Score, across, in_domain, score
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dorl_jax import config
 from dorl_jax.baselines import BaselineSettings, baselines, read_baseline
@@ -45,10 +46,13 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the baselines")
     options = parser.parse_args()
     settings = config.build(Settings, {}, dict(text.partition("=")[::2] for text in options.set)).baselines
-    if options.held_out:
-        held_out(options.runs, settings)
-    for run in [] if options.held_out else options.runs:
-        seen(run, settings)
+    # Threads of BLAS wait for each other: the matrices are small.
+    with threadpool_limits(1, "blas"):
+        if options.held_out:
+            held_out(options.runs, settings)
+        else:
+            for run in options.runs:
+                seen(run, settings)
 
 
 def seen(run: Path, settings: BaselineSettings) -> None:

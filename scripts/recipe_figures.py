@@ -10,8 +10,8 @@ regression (classes balanced, C = 0.05) in the laboratory it was trained in (fiv
   source         mean and sd of the training cells: nothing of the target is needed
   own            mean and sd of each laboratory over its own unlabelled cells
   self-training  own, then four rounds of training on confident pseudo-labels of the target's unlabelled cells
-  co-training    the same, by a classifier for each part of the vector, which name cells together; the part `pixels`
-                 stays in the source's units
+  co-training    the same, by a classifier for each part of the vector, which name cells together; the parts
+                 `pixels` and `relations` stay in the source's units
 
 With several runs, seeds of the same settings, mean and sd over them. With --held-out each run is one that left
 laboratories unseen (`data.unseen`), and only these are tested, from all others.
@@ -31,6 +31,7 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dorl_jax import config
 from dorl_jax.errors import InputError, name_some
@@ -149,9 +150,11 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=[], help="parts of the vector, some joined: pixels pixels+cls")
     options = parser.parse_args()
     found: dict[tuple[str, str], list[list[Score]]] = defaultdict(list)
-    for run in options.runs:
-        for part, asked, scores in rows(run, options.parts, options.held_out):
-            found[part, asked].append(scores)
+    # Threads of BLAS wait for each other: the matrices are small.
+    with threadpool_limits(1):
+        for run in options.runs:
+            for part, asked, scores in rows(run, options.parts, options.held_out):
+                found[part, asked].append(scores)
     print(f"| vector | asked | accuracy | macro-F1 | of classes with {ENOUGH} cells | above the floor |")
     print("|---|---|---:|---:|---:|---:|")
     for (part, asked), of_runs in found.items():

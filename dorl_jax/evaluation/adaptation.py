@@ -18,8 +18,8 @@ ADAPTATIONS = {
     "none": "vectors as they are, scaled by the source's cells",
     "own": "each laboratory in units of its own mean and sd, from its unlabelled cells",
     "self_training": "own, then rounds of training on confident pseudo-labels of the target's unlabelled cells",
-    "co_training": "as self_training, by a classifier for each part of the vector, which name cells together; the part "
-    "'pixels' is in the source's units",
+    "co_training": "as self_training, by a classifier for each part of the vector, which name cells together; the "
+    "parts 'pixels' and 'relations' are in the source's units",
 }
 
 

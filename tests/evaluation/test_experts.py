@@ -51,11 +51,12 @@ def test_a_sure_zero_does_not_silence_the_others(cells):
     np.testing.assert_allclose(shares.sum(axis=1), 1)
 
 
-def test_pixels_stay_as_they_are(cells):
+def test_pixels_and_relations_stay_as_they_are(cells):
     vectors, basis = cells[0], cells[0][:30]
-    found = comparable_as_is(vectors, basis, PARTS)
-    np.testing.assert_array_equal(found[:, :2], vectors[:, :2])
-    np.testing.assert_allclose(found[:, 2:], (vectors - basis.mean(0))[:, 2:] / basis.std(0)[2:], atol=1e-5)
+    found = comparable_as_is(vectors, basis, {"pixels": 2, "regions": 2, "relations": 1})
+    kept, own = [0, 1, 4], [2, 3]
+    np.testing.assert_array_equal(found[:, kept], vectors[:, kept])
+    np.testing.assert_allclose(found[:, own], ((vectors - basis.mean(0)) / basis.std(0))[:, own], atol=1e-5)
 
 
 @pytest.mark.parametrize("adapt_from", ["all", "others"])

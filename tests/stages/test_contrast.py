@@ -147,6 +147,8 @@ def test_what_does_not_go_together_is_refused(cells: Manifest, run: Path, tmp_pa
 
     with pytest.raises(InputError, match="set train_cae.pixel_channels"):
         training(pixel_channels=())
+    with pytest.raises(InputError, match="names each of its parts once, not cls, regions, cls"):
+        training(vector=("cls", "regions", "cls"))
     with pytest.raises(InputError, match="'pixels' needs a pixel encoder"):
         training(pixel_channels=(), contrast_weight=0.0)
     with pytest.raises(InputError, match="reconstruct = 7 of a batch of 6"):

@@ -78,9 +78,16 @@ def prepare_jax(way: str, batch: int, dtype: Any, folder: Path, images: list[Pat
 
         return from_files, facts
     pictures = FilePictures(listed)
+    config = dorl.lora_sam.config
     batches = list(
         picture_batches(
-            pictures, dorl.side, batch, range(len(listed)), resize=dorl.lora_sam.config.resize, originals=False
+            pictures,
+            dorl.side,
+            batch,
+            range(len(listed)),
+            resize=config.resize,
+            light=config.light,
+            originals=False,
         )
     )
 

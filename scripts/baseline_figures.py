@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from recipe_figures import Score, across, in_domain, score
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dorl_jax import config
 from dorl_jax.baselines import BaselineSettings, baselines, read_baseline
@@ -46,27 +45,22 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the baselines")
     options = parser.parse_args()
     settings = config.build(Settings, {}, dict(text.partition("=")[::2] for text in options.set)).baselines
-    # Threads of BLAS wait for each other: the matrices are small.
-    with threadpool_limits(1, "blas"):
-        if options.held_out:
-            held_out(options.runs, settings)
-        else:
-            for run in options.runs:
-                seen(run, settings)
+    if options.held_out:
+        held_out(options.runs, settings)
+    else:
+        for run in options.runs:
+            seen(run, settings)
 
 
 def seen(run: Path, settings: BaselineSettings) -> None:
     """The table of a run that has seen all laboratories."""
-    manifest = load_cells(run / "data" / "cells.parquet")
-    out = run / "baselines"
     asked = [f"{what}, {scaling}" for what in ("pairs", "others to each") for scaling in _SCALINGS]
     print(f"| baseline | numbers | in-domain | {' | '.join(asked)} | seconds |")
     print("|---|---:|" + "---:|" * (len(asked) + 2))
     for name in settings.names:
         begun = time.perf_counter()
-        baselines(manifest, run / "extract" / "store", out, one(settings, name))
+        vectors = made(run, settings, name)
         seconds = time.perf_counter() - begun
-        vectors = read_baseline(out, name)
         width = next(iter(vectors.values())).vectors.shape[1]
         found = floors(vectors[""]) if name == "majority" else figures(vectors)
         print(f"| {name} | {width} | {' | '.join(found)} | {seconds:.0f} |", flush=True)
@@ -80,17 +74,21 @@ def held_out(runs: Sequence[Path], settings: BaselineSettings) -> None:
     for name in settings.names:
         scores = []
         for run, targets in unseen.items():
-            manifest = load_cells(run / "data" / "cells.parquet")
-            store, out = run / "extract" / "store", run / "baselines"
-            baselines(manifest, store, out, one(settings, name), unseen=targets)
-            whole = read_baseline(out, name).get("")
+            whole = made(run, settings, name, targets).get("")
             if whole is None:  # it knows one laboratory's labels, not three's
                 break
-            rest = [place for place in manifest.laboratories if place not in targets]
+            rest = sorted(set(whole.laboratories.tolist()) - set(targets))
             ask = from_most if name == "majority" else partial(across, scaling="source")
             scores += [ask(whole, rest, target) for target in targets]
         if scores:
             print(f"| {name} | {' | '.join(mean([score]) for score in scores)} | {mean(scores)} |", flush=True)
+
+
+def made(run: Path, settings: BaselineSettings, name: str, unseen: Sequence[str] = ()) -> dict[str, Latents]:
+    """The baseline's vectors, made where they are missing."""
+    manifest, out = load_cells(run / "data" / "cells.parquet"), run / "baselines"
+    baselines(manifest, run / "extract" / "store", out, one(settings, name), unseen=unseen)
+    return read_baseline(out, name)
 
 
 def one(settings: BaselineSettings, name: str) -> BaselineSettings:

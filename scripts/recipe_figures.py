@@ -31,7 +31,6 @@ from sklearn.metrics import f1_score
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dorl_jax import config
 from dorl_jax.errors import InputError, name_some
@@ -39,6 +38,7 @@ from dorl_jax.evaluation.adaptation import TRAINING_ON, Adaptation, self_train
 from dorl_jax.evaluation.experts import unfitted
 from dorl_jax.evaluation.fitted import in_laboratory_units
 from dorl_jax.evaluation.latents import Latents, read_latents
+from dorl_jax.evaluation.threads import fitting_threads
 from dorl_jax.stages.run import RunSettings
 from dorl_jax.training.checkpoints import read_description
 
@@ -88,10 +88,11 @@ def across(latents: Latents, sources: Sequence[str], target: str, scaling: str) 
     def make() -> Any:
         return unfitted(adaptation, classifier, parts)
 
-    model = make().fit(known, labels)
-    if adaptation in TRAINING_ON:
-        model = self_train(make, known, labels, asked, ROUNDS, model)
-    return score(latents.labels[test], model.predict(asked))
+    with fitting_threads(known.size):
+        model = make().fit(known, labels)
+        if adaptation in TRAINING_ON:
+            model = self_train(make, known, labels, asked, ROUNDS, model)
+        return score(latents.labels[test], model.predict(asked))
 
 
 def in_domain(latents: Latents, laboratory: str) -> Iterator[Score]:
@@ -102,8 +103,9 @@ def in_domain(latents: Latents, laboratory: str) -> Iterator[Score]:
         folds = list(splitter.split(rows, latents.labels[rows]))
     for train, test in folds:
         train, test = rows[train], rows[test]
-        model = classifier().fit(vectors[train], latents.labels[train])
-        yield score(latents.labels[test], model.predict(vectors[test]))
+        with fitting_threads(vectors[train].size):
+            predicted = classifier().fit(vectors[train], latents.labels[train]).predict(vectors[test])
+        yield score(latents.labels[test], predicted)
 
 
 def parts_of(run: Path, latents: Latents, wanted: Sequence[str]) -> dict[str, Latents]:
@@ -150,11 +152,9 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", default=[], help="parts of the vector, some joined: pixels pixels+cls")
     options = parser.parse_args()
     found: dict[tuple[str, str], list[list[Score]]] = defaultdict(list)
-    # Threads of BLAS wait for each other: the matrices are small.
-    with threadpool_limits(1):
-        for run in options.runs:
-            for part, asked, scores in rows(run, options.parts, options.held_out):
-                found[part, asked].append(scores)
+    for run in options.runs:
+        for part, asked, scores in rows(run, options.parts, options.held_out):
+            found[part, asked].append(scores)
     print(f"| vector | asked | accuracy | macro-F1 | of classes with {ENOUGH} cells | above the floor |")
     print("|---|---|---:|---:|---:|---:|")
     for (part, asked), of_runs in found.items():

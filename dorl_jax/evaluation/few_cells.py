@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dorl_jax.evaluation import metrics
 from dorl_jax.evaluation.adaptation import in_own_units, standardise_by_laboratory
 from dorl_jax.evaluation.classifiers import make_classifier
 from dorl_jax.evaluation.latents import Latents
 from dorl_jax.evaluation.methods import Run
+from dorl_jax.evaluation.threads import fitting_threads
 
 DRAWS = 5
 
@@ -52,7 +52,7 @@ def few_cells(
             inside = np.flatnonzero(cells.laboratories == target)
             outside = np.flatnonzero(cells.laboratories != target)
             possible = [size for size in sizes if 2 * size <= len(inside)]
-            with threadpool_limits(1) if plain[outside].size < 1_000_000 else threadpool_limits(None):
+            with fitting_threads(plain[outside].size):
                 fitted = {
                     which: make_classifier(classifier, seed).fit(vectors[outside], cells.labels[outside])
                     for which, vectors in (("plain", plain), ("own", own))

@@ -15,13 +15,13 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import NearestNeighbors
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dorl_jax.evaluation.adaptation import TRAINING_ON, in_own_units, standardise_by_laboratory
 from dorl_jax.evaluation.classifiers import make_classifier
 from dorl_jax.evaluation.latents import Latents
 from dorl_jax.evaluation.methods import Run
 from dorl_jax.evaluation.splits import whole_groups
+from dorl_jax.evaluation.threads import fitting_threads
 
 MISSING = (
     "kBET, iLISI and silhouettes were not measured: they need scib-metrics (pip install 'dorl-jax[invariance]'); the "
@@ -87,7 +87,7 @@ def measure_invariance(
                     if adaptation == "none"
                     else standardise_by_laboratory(run.latents).vectors
                 )
-                with threadpool_limits(1) if vectors.size < 1_000_000 else threadpool_limits(None):
+                with fitting_threads(vectors.size):
                     found.append(_measure(run, adaptation, vectors, cells, groups, scib, seed))
     return found, scib is not None
 

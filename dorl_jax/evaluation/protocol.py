@@ -10,7 +10,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int
 from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from dorl_jax.errors import InputError, name_some, suggest
@@ -33,6 +32,7 @@ from dorl_jax.evaluation.results import Evaluation, Kind
 from dorl_jax.evaluation.settings import ProtocolSettings
 from dorl_jax.evaluation.splits import Split, fold_numbers, groups_across, split_laboratories
 from dorl_jax.evaluation.summary import Tested, summarise
+from dorl_jax.evaluation.threads import fitting_threads
 
 __all__ = ["Evaluation", "Fit", "Judged", "as_original", "judge"]
 
@@ -318,9 +318,7 @@ def _fit(
     ]
     known, labels = np.concatenate(of_laboratories), cells.labels[np.concatenate(fitted)]
     predicted = np.full(len(cells), NOT_TESTED, np.uint8)
-    # Small fits on one thread: on a busy machine the threads wait for each other longer than they work.
-    threads = threadpool_limits(1) if known.size < 1_000_000 else nullcontext()
-    with threads, _counted_convergence() as notes:
+    with fitting_threads(known.size), _counted_convergence() as notes:
         classifier = make().fit(known, labels)
         for target in task.targets:
             split = splits[target]

@@ -63,7 +63,6 @@ def extract(
     model = load_model(model_folder, LoraSam)
     signature = {
         "weights": weights,
-        "light": model.config.light,
         "version": __version__,
         "dtype": settings.dtype,
         "parity": settings.parity,

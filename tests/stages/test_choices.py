@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dorl_jax.data.images import read_image, resize_image
+from dorl_jax.data.images import read_image, resize_image, resize_mask
 from dorl_jax.data.laboratory import open_laboratories
 from dorl_jax.data.light import in_light
-from dorl_jax.data.manifest import Manifest, make_manifest
+from dorl_jax.data.manifest import Manifest, make_manifest, read_cell
 from dorl_jax.data.synthetic import write_laboratories
 from dorl_jax.data.taxonomy import load_taxonomy
 from dorl_jax.errors import InputError
@@ -71,9 +71,6 @@ def _column(path: Path, name: str) -> list[float]:
 
 def _mean_iou(model: LoraSam, cells: list) -> float:
     """By loops over cells and laboratories."""
-    from dorl_jax.data.images import resize_image, resize_mask
-    from dorl_jax.data.manifest import read_cell
-
     of: dict[str, list[float]] = {}
     for cell in cells:
         image, mask = read_cell(cell)

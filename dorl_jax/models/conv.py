@@ -1,9 +1,11 @@
-"""Convolutions whose gradients XLA compiles well on a CPU too.
+"""Convolutions that XLA compiles well on a CPU too.
 
 XLA's CPU back end turns the weight gradient of a convolution, and everything about a strided transposed one, into
-loops that are slower than the forward pass by orders of magnitude. Here a transposed convolution is written as
-stride-1 convolutions, one for each output phase, and the weight gradient of a stride-1 convolution as one matrix
-product for each image. On other platforms the plain primitives are used.
+loops that are slower than the forward pass by orders of magnitude, and convolves bf16 no faster than fp32. Here a
+stride-1 convolution is, image by image, one matrix product: the columns of the kernel are gathered before it, its rows
+summed behind it, so that each number is copied as often as the kernel is long, not as often as it is large. A
+transposed convolution is one of stride 1 that gives all of its output phases at once, as channels. On other
+platforms the plain primitives are used.
 """
 
 import math
@@ -20,8 +22,12 @@ from jaxtyping import Array, Float
 from dorl_jax.models.layers import torch_uniform
 from dorl_jax.models.products import add_bias
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+Pair = tuple[int, int]
+Padding = tuple[Pair, Pair]
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+# Positions in a product: enough for it to run at full speed, few enough for its operands to stay in the cache.
+_POSITIONS = 1024
+_ROWS, _COLUMNS = 1, 2
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -29,7 +35,10 @@ def conv2d(
     x: Float[Array, "b h w i"], kernel: Float[Array, "kh kw i o"], padding: Padding
 ) -> Float[Array, "b oh ow o"]:
     """Stride-1 cross-correlation with zero padding (before, after) per axis; negative padding crops."""
-    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS)
+    plain = partial(_plain, padding=padding)
+    # Of fp32 XLA's own forward is as fast, and faster where channels are few.
+    cpu = plain if x.dtype == jnp.float32 else partial(_products, padding=padding)
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=plain)
 
 
 def _conv2d_forward(x: Array, kernel: Array, padding: Padding) -> tuple[Array, tuple[Array, Array]]:
@@ -37,48 +46,91 @@ def _conv2d_forward(x: Array, kernel: Array, padding: Padding) -> tuple[Array, t
 
 
 def _conv2d_backward(padding: Padding, saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    kh, kw = kernel.shape[:2]
-    mirrored = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    (top, bottom), (left, right) = padding
-    grad_x = conv2d(grad, mirrored, ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right)))
-    plain = partial(_kernel_gradient_plain, padding=padding, shape=kernel.shape)
-    shifts = partial(_kernel_gradient_shifts, padding=padding, shape=kernel.shape)
-    return grad_x, lax.platform_dependent(x, grad, cpu=shifts, default=plain)
+    products, plain = partial(_products_gradients, padding=padding), partial(_plain_gradients, padding=padding)
+    return lax.platform_dependent(*saved, grad, cpu=products, default=plain)
 
 
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
-def _kernel_gradient_plain(x: Array, grad: Array, padding: Padding, shape: tuple[int, ...]) -> Array:
-    def forward(kernel: Array) -> Array:
-        return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS)
-
-    return jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, x.dtype))(grad)[0]
+def _plain(x: Array, kernel: Array, padding: Padding) -> Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS)
 
 
-def _kernel_gradient_shifts(x: Array, grad: Array, padding: Padding, shape: tuple[int, ...]) -> Array:
-    kh, kw, channels_in, channels_out = shape
-    padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0)))
-    _, height, width, _ = padded.shape
-    wide = jnp.pad(grad, ((0, 0), (kh - 1, kh - 1), (kw - 1, kw - 1), (0, 0)))
+def _plain_gradients(x: Array, kernel: Array, grad: Array, padding: Padding) -> tuple[Array, Array]:
+    return jax.vjp(partial(_plain, padding=padding), x, kernel)[1](grad)
 
-    # One image at a time, so that the shifted copies of its gradient, one for each tap, stay in the cache.
-    def add_image(total: Array, image: tuple[Array, Array]) -> tuple[Array, None]:
-        x_one, grad_one = image
-        shifts = [
-            grad_one[kh - 1 - v : kh - 1 - v + height, kw - 1 - u : kw - 1 - u + width]
-            for v in range(kh)
-            for u in range(kw)
-        ]
-        taps = jnp.concatenate(shifts, axis=-1).reshape(height * width, -1)
-        flat = x_one.reshape(height * width, channels_in)
-        product = lax.dot_general(flat, taps, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-        return total + product, None
 
-    start = jnp.zeros((channels_in, kh * kw * channels_out), jnp.float32)
-    total, _ = lax.scan(add_image, start, (padded, wide))
-    return total.reshape(channels_in, kh, kw, channels_out).transpose(1, 2, 0, 3).astype(x.dtype)
+def _products(x: Array, kernel: Array, padding: Padding) -> Array:
+    matrix, (top, bottom), columns = _matrix(kernel), *padding
+
+    def some(images: Array) -> Array:
+        gathered = _gather(images, kernel.shape[1], columns, _COLUMNS)
+        rows = lax.dot_general(gathered, matrix, (((3,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        return _sum(rows, kernel.shape[0], (top, bottom), _ROWS).astype(x.dtype)
+
+    parts = lax.map(some, _parts(x))
+    return parts.reshape(-1, *parts.shape[2:])
+
+
+def _products_gradients(x: Array, kernel: Array, grad: Array, padding: Padding) -> tuple[Array, Array]:
+    kh, kw, channels_in, channels_out = kernel.shape
+    matrix, (top, bottom), (left, right) = _matrix(kernel), *padding
+
+    def some(total: Array, images: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, grad = images
+        # What `_sum` gave in reverse order: the row that a tap is added to lies as far below as it came from above.
+        rows = _gather(grad, kh, (kh - 1 - top, kh - 1 - bottom), _ROWS, reverse=True)
+        columns = lax.dot_general(rows, matrix, (((3,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        grad_x = _sum(columns, kw, (kw - 1 - left, kw - 1 - right), _COLUMNS, reverse=True).astype(x.dtype)
+        positions = ((0, 1, 2), (0, 1, 2))
+        gathered = _gather(x, kw, (left, right), _COLUMNS)
+        return total + lax.dot_general(
+            gathered, rows, (positions, ((), ())), preferred_element_type=jnp.float32
+        ), grad_x
+
+    total, parts = lax.scan(some, jnp.zeros(matrix.shape, jnp.float32), (_parts(x), _parts(grad, x)))
+    grad_kernel = total.reshape(kw, channels_in, kh, channels_out).transpose(2, 0, 1, 3)
+    return parts.reshape(x.shape), grad_kernel.astype(kernel.dtype)
+
+
+def _matrix(kernel: Array) -> Array:
+    """(columns of the kernel x channels in, rows x channels out)."""
+    kh, kw, channels_in, channels_out = kernel.shape
+    return kernel.transpose(1, 2, 0, 3).reshape(kw * channels_in, kh * channels_out)
+
+
+def _parts(x: Array, like: Array | None = None) -> Array:
+    """Images in equal parts of about `_POSITIONS` positions (those of `like`, if given)."""
+    batch, height, width = (x if like is None else like).shape[:3]
+    most = max(1, _POSITIONS // (height * width))
+    size = max(n for n in range(1, min(most, batch) + 1) if batch % n == 0)
+    return x.reshape(batch // size, size, *x.shape[1:])
+
+
+def _padded(x: Array, padding: Pair, axis: int) -> Array:
+    return lax.pad(x, jnp.zeros((), x.dtype), [(*(padding if i == axis else (0, 0)), 0) for i in range(x.ndim)])
+
+
+def _gather(x: Array, taps: int, padding: Pair, axis: int, reverse: bool = False) -> Array:
+    """`y[j, t] = x[j + t]` along the axis of the padded x, taps before channels; in reverse order, if wanted."""
+    padded = _padded(x, padding, axis)
+    length = padded.shape[axis] - taps + 1
+    order = range(taps)[::-1] if reverse else range(taps)
+    return jnp.concatenate([lax.slice_in_dim(padded, t, t + length, axis=axis) for t in order], axis=-1)
+
+
+def _sum(z: Array, taps: int, padding: Pair, axis: int, reverse: bool = False) -> Array:
+    """`y[j] = sum of z[j + t, t]` along the axis of the padded z; with taps in reverse order, if wanted."""
+    channels = z.shape[-1] // taps
+    total: Array | None = None
+    for t in range(taps):
+        at = taps - 1 - t if reverse else t
+        one = _padded(z[..., t * channels : (t + 1) * channels], padding, axis)
+        one = lax.slice_in_dim(one, at, at + one.shape[axis] - taps + 1, axis=axis)
+        total = one if total is None else total + one
+    assert total is not None
+    return total
 
 
 def conv_transpose2d(
@@ -106,41 +158,23 @@ def _conv_transpose_plain(x: Array, kernel: Array, stride: int, padding: int) ->
     )
 
 
-def _output_size(size: int, k: int, stride: int, padding: int) -> int:
-    return (size - 1) * stride - 2 * padding + k
-
-
-def _phase(size: int, k: int, stride: int, padding: int, phase: int) -> tuple[int, int, tuple[int, int]]:
-    """First tap, number of outputs and padding of the stride-1 correlation that gives outputs phase, phase+s, ...
-
-    Output `phase + s*m` sums `x[i] kernel[u]` over `s*i + u - p = phase + s*m`: the taps `u = first + s*t` with
-    `i = m + shift - t`, a correlation with the taps in reverse order. All phases give equally many outputs: where the
-    stride does not divide the output size, the last ones of some phases lie beyond the edge.
-    """
-    first = (phase + padding) % stride
-    shift = (phase + padding - first) // stride
-    taps = len(range(first, k, stride))
-    outputs = math.ceil(_output_size(size, k, stride, padding) / stride)
-    before = taps - 1 - shift
-    return first, outputs, (before, outputs + taps - 1 - size - before)
-
-
 def _conv_transpose_phases(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    k = kernel.shape[0]
+    """With `u = stride * t + r` output `stride * m + r` sums `x[m - t] kernel[u]`: a correlation with t in reverse."""
+    k, _, channels_in, channels_out = kernel.shape
+    taps = math.ceil(k / stride)
     if stride == 1:
         edge = k - 1 - padding
         return conv2d(x, jnp.flip(kernel, (0, 1)), ((edge, edge), (edge, edge)))
-    rows = [_phase(x.shape[1], k, stride, padding, p) for p in range(stride)]
-    columns = [_phase(x.shape[2], k, stride, padding, p) for p in range(stride)]
-
-    def part(row: tuple[int, int, tuple[int, int]], column: tuple[int, int, tuple[int, int]]) -> Array:
-        taps = jnp.flip(kernel[row[0] :: stride, column[0] :: stride], (0, 1))
-        return conv2d(x, taps, (row[2], column[2]))
-
-    parts = jnp.stack([jnp.stack([part(r, c) for c in columns], 3) for r in rows], 2)
-    batch, height, _, width, _, channels = parts.shape
-    whole = parts.reshape(batch, height * stride, width * stride, channels)
-    return whole[:, : _output_size(x.shape[1], k, stride, padding), : _output_size(x.shape[2], k, stride, padding)]
+    missing = taps * stride - k
+    kernel = jnp.pad(kernel, ((0, missing), (0, missing), (0, 0), (0, 0)))
+    kernel = kernel.reshape(taps, stride, taps, stride, channels_in, channels_out).transpose(0, 2, 4, 1, 3, 5)
+    kernel = jnp.flip(kernel.reshape(taps, taps, channels_in, -1), (0, 1))
+    parts = conv2d(x, kernel, ((taps - 1, taps - 1), (taps - 1, taps - 1)))
+    batch, height, width, _ = parts.shape
+    parts = parts.reshape(batch, height, width, stride, stride, channels_out).transpose(0, 1, 3, 2, 4, 5)
+    whole = parts.reshape(batch, height * stride, width * stride, channels_out)
+    rows, columns = ((size - 1) * stride - 2 * padding + k for size in x.shape[1:3])
+    return whole[:, padding : padding + rows, padding : padding + columns]
 
 
 class Conv3x3(nnx.Module):

@@ -8,8 +8,10 @@ import pytest
 from dorl_jax.models.conv import (
     _conv_transpose_phases,
     _conv_transpose_plain,
-    _kernel_gradient_plain,
-    _kernel_gradient_shifts,
+    _plain,
+    _plain_gradients,
+    _products,
+    _products_gradients,
     conv2d,
     conv_transpose2d,
 )
@@ -56,12 +58,36 @@ def test_gradients_of_transposed_convolution(k, stride, padding):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
-def test_kernel_gradient_forms_agree():
-    x, grad, padding = draw((3, 6, 5, 2)), draw((3, 7, 3, 4), 1), ((2, 1), (0, 0))
-    shape = (3, 3, 2, 4)
-    np.testing.assert_allclose(
-        _kernel_gradient_shifts(x, grad, padding, shape), _kernel_gradient_plain(x, grad, padding, shape), atol=1e-4
+PADDINGS = [((2, 1), (0, 0)), ((1, 1), (1, 1)), ((-1, 0), (0, -1)), ((0, 3), (-2, 4))]
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("shape", [(5, 6, 7, 2), (6, 20, 21, 2)])  # all images in one product, and two in each
+def test_products_are_the_convolution(padding, shape):
+    x, kernel = draw(shape), draw((3, 2, 2, 4), 1)
+    whole = _plain(x, kernel, padding)
+    np.testing.assert_allclose(_products(x, kernel, padding), whole, atol=1e-5)
+    grad = draw(whole.shape, 2)
+    plain = _plain_gradients(x, kernel, grad, padding)
+    for a, b in zip(_products_gradients(x, kernel, grad, padding), plain, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def test_products_of_bf16_sum_in_fp32():
+    x, kernel, grad = (
+        draw(s, i).astype(jnp.bfloat16) for i, s in enumerate([(4, 30, 30, 8), (8, 8, 8, 4), (4, 25, 25, 4)])
     )
+    padding = ((1, 1), (1, 1))
+
+    def wide(*arrays):
+        return [one.astype(jnp.float32) for one in arrays]
+
+    exact = [_plain(*wide(x, kernel), padding), *_plain_gradients(*wide(x, kernel, grad), padding)]
+    ours = [_products(x, kernel, padding), *_products_gradients(x, kernel, grad, padding)]
+    for a, b in zip(ours, exact, strict=True):
+        assert a.dtype == jnp.bfloat16
+        # Sums of 512 and more products: rounded once each, no number is off by more than half a step of bf16.
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=2**-8, atol=1e-4 * float(jnp.abs(b).max()))
 
 
 def test_negative_padding_crops():

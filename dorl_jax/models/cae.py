@@ -45,6 +45,8 @@ class CaeConfig:
       vector: what the exported vector is made of, one behind the other (see `Cae.encode`).
       pixel_channels: of the convolutions of the pixel encoder; empty for none, as in the original.
       pixel_size: side in pixels of the crops that it sees.
+      pixel_units: what it sees of them: "grey", how far they are from the grey around the cell; "cell", how far from
+        the cell's mean, by its sd (see `pixel_encoder.in_own_units`).
     """
 
     width: int = 768
@@ -60,6 +62,7 @@ class CaeConfig:
     vector: tuple[VectorPart, ...] = ("cls",)
     pixel_channels: tuple[int, ...] = ()
     pixel_size: int = 48
+    pixel_units: Literal["grey", "cell"] = "grey"
 
     def __post_init__(self) -> None:
         if not self.vector or not set(self.vector) <= set(get_args(VectorPart)):
@@ -261,7 +264,9 @@ class Cae(nnx.Module):
         self.image_head = ImageHead(config, rngs=rngs, dtype=dtype)
         self.projector = linear(config.width, config.projection, rngs=rngs, dtype=dtype)
         self.pixel_encoder = (
-            PixelEncoder(config.pixel_channels, rngs=rngs, dtype=dtype) if config.pixel_channels else None
+            PixelEncoder(config.pixel_channels, config.pixel_units == "cell", rngs=rngs, dtype=dtype)
+            if config.pixel_channels
+            else None
         )
         self.contrast_head = (
             ContrastHead(config.pixel_channels[-1], rngs=rngs, dtype=dtype) if config.pixel_channels else None

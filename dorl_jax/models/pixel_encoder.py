@@ -18,6 +18,10 @@ _GROUPS = 8
 _EPSILON = 1e-5
 # Grey, the background of a crop, is 0 and adds nothing.
 _GREY, _SCALE = 128 / 255, 64 / 255
+# A pixel of the cell differs from grey by more than interpolation makes of grey.
+_NEAR_GREY = 6.5 / 255
+# What a channel's sd is raised by, so that noise in a flat cell stays small.
+_FLAT = 4 / 255
 
 
 class PixelEncoder(nnx.Module):
@@ -26,14 +30,18 @@ class PixelEncoder(nnx.Module):
     Every cell is normalised by itself, so that its vector depends on no other.
     """
 
-    def __init__(self, channels: Sequence[int], *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
+    def __init__(
+        self, channels: Sequence[int], own_units: bool = False, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> None:
         """Build.
 
         Args:
           channels: of each convolution, multiples of 8; the last is the size of the vector.
+          own_units: see cells as `in_own_units` gives them.
           rngs: of the weights.
           dtype: of the arithmetic.
         """
+        self.own_units = own_units
         inputs = (3 * PATCH**2, *channels[:-1])
         self.convs = nnx.List(Conv3x3(a, b, rngs=rngs, dtype=dtype) for a, b in zip(inputs, channels, strict=True))
         self.norms = nnx.List(
@@ -48,12 +56,28 @@ class PixelEncoder(nnx.Module):
           images: the cell alone on grey (see `data.crops.cell_crop`), 0..1; the side is a multiple of
             `side_multiple(number of convolutions)`.
         """
-        x = _squares((jnp.asarray(images) - _GREY) / _SCALE, PATCH)
+        images = jnp.asarray(images)
+        x = _squares(in_own_units(images) if self.own_units else (images - _GREY) / _SCALE, PATCH)
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             if index:
                 x = _halved(x)
             x = jax.nn.relu(norm(conv(x)))
         return x.mean(axis=(1, 2))
+
+
+def in_own_units(images: Float[Array, "b s s 3"]) -> Float[Array, "b s s 3"]:
+    """Every channel less its mean over the cell, by its sd over the cell; 0 around it.
+
+    What a stain or a light does to all of a cell alike is gone, and so is how dark the cell is as a whole.
+
+    Args:
+      images: the cell alone on grey, 0..1.
+    """
+    cell = (jnp.abs(images - _GREY).max(axis=-1, keepdims=True) > _NEAR_GREY).astype(images.dtype)
+    pixels = jnp.maximum(cell.sum(axis=(1, 2), keepdims=True), 1)
+    centred = (images - (images * cell).sum(axis=(1, 2), keepdims=True) / pixels) * cell
+    variance = (centred**2).sum(axis=(1, 2), keepdims=True) / pixels
+    return centred / (jnp.sqrt(variance) + _FLAT)
 
 
 def shrink(images: Float[AnyArray, "b s s 3"], size: int) -> Float[AnyArray, "b size size 3"]:

@@ -50,6 +50,10 @@ class CaeSettings(TrainingSettings):
         (), "channels of the pixel encoder's convolutions, multiples of 8: [48, 96, 192]; none in the original"
     )
     pixel_size: int = setting(48, "side in pixels of the crops that the pixel encoder sees")
+    pixel_units: Literal["grey", "cell"] = setting(
+        "grey",
+        "'cell': each channel of a crop less the cell's mean, by the cell's sd, before the pixel encoder sees it",
+    )
     contrast_weight: float = setting(
         0.0, "weight of the contrast between two changed views of a cell, of which the pixel encoder learns"
     )
@@ -112,6 +116,7 @@ def train_cae(
         vector=settings.vector,
         pixel_channels=settings.pixel_channels,
         pixel_size=settings.pixel_size,
+        pixel_units=settings.pixel_units,
     )
     if width != config.width:
         raise InputError(

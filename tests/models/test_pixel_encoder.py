@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from dorl_jax.data.views import small_crop
-from dorl_jax.models.pixel_encoder import PixelEncoder, shrink, side_multiple
+from dorl_jax.models.pixel_encoder import PixelEncoder, in_own_units, shrink, side_multiple
 
 torch = pytest.importorskip("torch")
 
@@ -61,3 +61,26 @@ def test_shrunk_as_the_crops_of_training(side, size):
     # A half is rounded to either side.
     np.testing.assert_allclose(found, expected, atol=1.001)
     assert np.mean(np.abs(found - expected) > 0.1) < 0.01
+
+
+def test_own_units_are_the_cells():
+    rng = np.random.default_rng(0)
+    images = np.full((2, 8, 8, 3), 128 / 255, np.float32)
+    cells = np.zeros((2, 8, 8), bool)
+    cells[0, 2:6, 1:7], cells[1, 3:, :4] = True, True
+    for image, cell in zip(images, cells, strict=True):
+        image[cell] = rng.uniform(0.7, 1, (cell.sum(), 3))  # nowhere near grey
+    found = np.asarray(in_own_units(jnp.asarray(images)))
+    assert not found[~cells].any()
+    for image, cell, one in zip(images, cells, found, strict=True):
+        expected = (image[cell] - image[cell].mean(axis=0)) / (image[cell].std(axis=0) + 4 / 255)
+        np.testing.assert_allclose(one[cell], expected, atol=1e-5)
+
+
+def test_own_units_forget_light():
+    """A cell in another light, as far as its sd is not flat, has the same vector."""
+    crops = np.random.default_rng(1).uniform(0.6, 1, (2, 16, 16, 3)).astype(np.float32)
+    darker = crops * np.array([0.97, 0.9, 0.95], np.float32) + np.array([0, 0.02, 0.01], np.float32)
+    own, plain = (PixelEncoder((8, 16), units, rngs=nnx.Rngs(0)) for units in (True, False))
+    drift, without = (np.abs(one(crops) - one(darker)).max() / np.abs(one(crops)).max() for one in (own, plain))
+    assert drift < 0.01 < 0.03 < without

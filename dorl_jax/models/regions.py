@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from dorl_jax.models.co_occurrence import CO_OCCURRENCE_NUMBERS, co_occurrence, grey_levels
+from dorl_jax.models.hu_moments import HU_NUMBERS, hu_moments
 from dorl_jax.models.layers import AnyArray
 
 # A pixel of the cell differs from the grey around it by more than interpolation makes of grey, in steps of 1/255.
@@ -28,10 +30,23 @@ _MOMENTS = 3 * _CHANNELS
 _PATTERN_NUMBERS = (len(_RADII) + 2) * _PATTERNS
 _BANDS = 3 * (len(_SIGMAS) - 1)
 _SHAPE = 2 + 2 * 2 + len(_EROSIONS)
+# Channel of `colour_channels`, and what its histogram covers: L, a, b and saturation.
+_RANGES = ((0, 0.0, 1.0), (1, -0.2, 0.7), (2, -0.7, 0.5), (6, 0.0, 1.0))
+_BINS = 12
+_HISTOGRAMS = len(_RANGES) * _BINS
 # What a spread, and a band's energy, are raised by before their logarithms are compared.
 _FLAT, _STILL = 1e-3, 4e-4
 
-REGION_NUMBERS = 3 * _MOMENTS + _CHANNELS + _PATTERN_NUMBERS + 2 * _BANDS + _SHAPE
+REGION_NUMBERS = (
+    3 * _MOMENTS
+    + _CHANNELS
+    + _PATTERN_NUMBERS
+    + 2 * _BANDS
+    + _SHAPE  # of `_measure`
+    + _HISTOGRAMS
+    + 2 * CO_OCCURRENCE_NUMBERS
+    + 2 * HU_NUMBERS
+)
 """Of `region_statistics`."""
 
 RELATION_NUMBERS = 7 * _CHANNELS + _PATTERN_NUMBERS + _BANDS + _SHAPE
@@ -47,6 +62,8 @@ def region_statistics(crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b n"]:
     - energy between blurs of one width and the next in nucleus and cytoplasm
     - the nucleus's share of the cell and its distance from the middle; dispersion and eccentricity of both; how much of
       the nucleus is left when its rim is taken off
+    - histograms of L, a, b and saturation over the cell; grey-level co-occurrence of the cell and its cytoplasm in
+      green; Hu's moments of cell and nucleus
 
     The nucleus is what is darker than Otsu's threshold (1979) in green, which the dyes of the nucleus absorb most.
     Apart from rounding the numbers do not change when the cell is mirrored or turned by quarters. Stain and
@@ -55,29 +72,55 @@ def region_statistics(crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b n"]:
     Args:
       crops: the cell alone on grey (see `data.crops.cell_crop`), 0..1.
     """
-    found = _measure(crops)
-    _, nucleus, cytoplasm = found.moments
-    apart = nucleus[:, :_CHANNELS] - cytoplasm[:, :_CHANNELS]
-    return jnp.concatenate([*found.moments, apart, found.patterns, *found.bands, found.shape], axis=-1)
+    parts = _parts(crops)
+    found = _measure(parts)
+    _, of_nucleus, of_cytoplasm = found.moments
+    apart = of_nucleus[:, :_CHANNELS] - of_cytoplasm[:, :_CHANNELS]
+    green = parts.pixels[..., 1]
+    levels = grey_levels(green, _counts(green, parts.cell))
+    more = [
+        _histograms(parts.channels, parts.cell),
+        *co_occurrence(levels, (parts.cell, parts.cytoplasm)),
+        *(hu_moments(region) for region in (parts.cell, parts.nucleus)),
+    ]
+    return jnp.concatenate([*found.moments, apart, found.patterns, *found.bands, found.shape, *more], axis=-1)
 
 
 def relation_statistics(crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b n"]:
     """What nucleus and cytoplasm are beside the cell as a whole, `RELATION_NUMBERS` a cell; no weight takes part.
 
-    Of what `region_statistics` measures: means of nucleus and cytoplasm less the cell's; logarithms of their spreads
-    over the cell's, and of the nucleus's bands over the cytoplasm's; skewnesses, patterns and shape as they are. What
-    stain and light add to all of a cell has cancelled, so that cells of an unknown laboratory can be compared.
+    Of the first of what `region_statistics` measures: means of nucleus and cytoplasm less the cell's; logarithms of
+    their spreads over the cell's, and of the nucleus's bands over the cytoplasm's; skewnesses, patterns and shape as
+    they are. What stain and light add to all of a cell has cancelled, so that cells of an unknown laboratory can be
+    compared.
 
     Args:
       crops: as for `region_statistics`.
     """
-    found = _measure(crops)
+    found = _measure(_parts(crops))
     means, spreads, skews = zip(*(jnp.split(one, 3, axis=-1) for one in found.moments), strict=True)
     relations = [one - means[0] for one in means[1:]]
     relations += [jnp.log((one + _FLAT) / (spreads[0] + _FLAT)) for one in spreads[1:]]
     of_nucleus, of_cytoplasm = found.bands
     bands = jnp.log((of_nucleus + _STILL) / (of_cytoplasm + _STILL))
     return jnp.concatenate([*relations, *skews, found.patterns, found.shape, bands], axis=-1)
+
+
+class _Parts(NamedTuple):
+    """Pixels 0..255, `colour_channels` of them, and where cell, nucleus and cytoplasm are."""
+
+    pixels: Array
+    channels: Array
+    cell: Array
+    nucleus: Array
+    cytoplasm: Array
+
+
+def _parts(crops: Float[AnyArray, "b s s 3"]) -> _Parts:
+    pixels = jnp.round(jnp.asarray(crops, jnp.float32) * 255)
+    cell = cell_mask(pixels)
+    nucleus = _opened(cell & (pixels[..., 1] <= otsu(pixels[..., 1], cell)[:, None, None]))
+    return _Parts(pixels, colour_channels(pixels), cell, nucleus, cell & ~nucleus)
 
 
 class _Measured(NamedTuple):
@@ -89,13 +132,9 @@ class _Measured(NamedTuple):
     shape: Array
 
 
-def _measure(crops: Float[AnyArray, "b s s 3"]) -> _Measured:
-    pixels = jnp.round(jnp.asarray(crops, jnp.float32) * 255)
-    cell = cell_mask(pixels)
-    nucleus = _opened(cell & (pixels[..., 1] <= otsu(pixels[..., 1], cell)[:, None, None]))
-    cytoplasm = cell & ~nucleus
-    regions = (cell, nucleus, cytoplasm)
-    channels = colour_channels(pixels)
+def _measure(parts: _Parts) -> _Measured:
+    pixels, channels, *regions = parts
+    cell, nucleus, cytoplasm = regions
     moments = [masked_moments(channels, region) for region in regions]
     patterns = []
     for radius in _RADII:
@@ -120,19 +159,35 @@ def cell_mask(pixels: Float[Array, "b s s 3"]) -> Bool[Array, "b s s"]:
 
 def otsu(levels: Float[Array, "b s s"], region: Bool[Array, "b s s"]) -> Float[Array, " b"]:
     """Otsu's threshold (1979) over the region, of whole numbers 0..255: what is not above it is the darker part."""
-    batch = levels.shape[0]
-    high, low = jnp.divmod(levels.reshape(batch, -1), 16)
-    digits = jnp.arange(16)
-    # A histogram as a matrix product: accelerators count badly and multiply well.
-    first = ((high[..., None] == digits) & region.reshape(batch, -1, 1)).astype(jnp.float32)
-    second = (low[..., None] == digits).astype(jnp.float32)
-    counts = jnp.einsum("bnp,bnq->bpq", first, second).reshape(batch, 256)
+    counts = _counts(levels, region)
     shares = counts / jnp.maximum(counts.sum(axis=1, keepdims=True), 1)
     below = jnp.cumsum(shares, axis=1)
     first_moment = jnp.cumsum(shares * jnp.arange(256), axis=1)
     apart = (first_moment[:, -1:] * below - first_moment) ** 2
     between = apart / jnp.maximum(below * (1 - below), 1e-6)
     return jnp.argmax(between, axis=1).astype(jnp.float32)
+
+
+def _counts(levels: Float[Array, "b s s"], region: Bool[Array, "b s s"]) -> Float[Array, "b 256"]:
+    """How many of the region's pixels have each of the whole numbers 0..255."""
+    batch = levels.shape[0]
+    high, low = jnp.divmod(levels.reshape(batch, -1), 16)
+    digits = jnp.arange(16)
+    # A histogram as a matrix product: accelerators count badly and multiply well.
+    first = ((high[..., None] == digits) & region.reshape(batch, -1, 1)).astype(jnp.float32)
+    second = (low[..., None] == digits).astype(jnp.float32)
+    return jnp.einsum("bnp,bnq->bpq", first, second).reshape(batch, 256)
+
+
+def _histograms(channels: Float[Array, "b s s 9"], region: Bool[Array, "b s s"]) -> Float[Array, "b k"]:
+    """Shares of L, a, b and saturation in twelve equal bins each; what lies beyond is in the outermost."""
+    count = jnp.maximum(region.sum(axis=(1, 2)), 1)[:, None]
+    found = []
+    for channel, low, high in _RANGES:
+        places = jnp.clip(jnp.floor((channels[..., channel] - low) / (high - low) * _BINS), 0, _BINS - 1)
+        inside = (places[..., None] == jnp.arange(_BINS)) & region[..., None]
+        found.append(inside.sum(axis=(1, 2)) / count)
+    return jnp.concatenate(found, axis=-1)
 
 
 def colour_channels(pixels: Float[Array, "b s s 3"]) -> Float[Array, "b s s 9"]:

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from dorl_jax.baselines import colour_texture, texture
+from dorl_jax.models.co_occurrence import co_occurrence, grey_levels
+from dorl_jax.models.hu_moments import hu_moments
 from dorl_jax.models.regions import (
     REGION_NUMBERS,
     RELATION_NUMBERS,
+    _counts,
+    _histograms,
     band_energies,
     cell_mask,
     colour_channels,
@@ -104,7 +108,7 @@ def test_bands(crops, cells):
 
 def test_the_shape_of_round_and_lobed_nuclei(crops):
     numbers = np.asarray(region_statistics(crops / np.float32(255)))
-    share, apart, cell_dispersion, cell_eccentricity, dispersion, eccentricity, *left = numbers[:, -13:].T
+    share, apart, cell_dispersion, cell_eccentricity, dispersion, eccentricity, *left = numbers[:, 164:177].T
     y, x = np.mgrid[:SIDE, :SIDE]
     # A disc's share of the cell (less its rim of a pixel) and distance from its middle.
     np.testing.assert_allclose(share[0], 11**2 / 25**2, rtol=0.05)
@@ -123,6 +127,38 @@ def test_the_shape_of_round_and_lobed_nuclei(crops):
         np.testing.assert_allclose(erosion[1], expected, atol=0.03)
 
 
+def test_histograms(crops, cells):
+    channels = colour_channels(jnp.asarray(crops, jnp.float32))
+    found = _histograms(channels, jnp.asarray(cells))
+    for values, cell, one in zip(np.asarray(channels), cells, np.asarray(found), strict=True):
+        # A few pixels of hundreds may lie on an edge, where rounding decides.
+        np.testing.assert_allclose(one, colour_texture._histograms(values[cell]), atol=2e-3)
+        np.testing.assert_allclose(one.reshape(4, 12).sum(axis=1), 1, rtol=1e-6)
+
+
+def test_co_occurrence(crops, cells):
+    green = jnp.asarray(crops[..., 1], jnp.float32)
+    levels = grey_levels(green, _counts(green, jnp.asarray(cells)))
+    (found,) = co_occurrence(levels, (jnp.asarray(cells),))
+    for grey, cell, level, one in zip(crops[..., 1], cells, np.asarray(levels), np.asarray(found), strict=True):
+        expected = colour_texture._levels(grey.astype(np.float32), cell)
+        np.testing.assert_array_equal(level, expected)
+        tables = [texture.co_occurrence(expected, cell, distance, 16) for distance in (1, 2, 4, 8)]
+        numbers = np.concatenate([texture.co_occurrence_numbers(table) for table in tables])
+        np.testing.assert_allclose(one, numbers, rtol=1e-4, atol=1e-5)
+
+
+def test_hu_moments(cells):
+    y, x = np.mgrid[:SIDE, :SIDE]
+    lobes = (np.hypot(y - 24, x - 20) < 7) | (np.hypot(y - 40, x - 39) < 11)
+    regions = np.stack([lobes, (y > 20) & (x > y), *cells])
+    found = np.asarray(hu_moments(jnp.asarray(regions)))
+    for region, one in zip(regions, found, strict=True):
+        hu = cv2.HuMoments(cv2.moments(region.astype(np.uint8), binaryImage=True))[:, 0]
+        np.testing.assert_allclose(one, np.log10(np.abs(hu) + 1e-6), atol=1e-3)
+    assert np.isfinite(hu_moments(jnp.zeros((1, SIDE, SIDE), bool))).all()
+
+
 @pytest.mark.parametrize(
     ("statistics", "count"), [(region_statistics, REGION_NUMBERS), (relation_statistics, RELATION_NUMBERS)]
 )
@@ -139,7 +175,7 @@ def test_relations_of_what_the_regions_are(crops):
     crop = crops / np.float32(255)
     regions, found = np.asarray(region_statistics(crop)), np.asarray(relation_statistics(crop))
     cell, nucleus, cytoplasm = (regions[:, 27 * place : 27 * place + 27].reshape(2, 3, 9) for place in range(3))
-    patterns, bands, shape = regions[:, 90:140], regions[:, 140:164].reshape(2, 2, 12), regions[:, 164:]
+    patterns, bands, shape = regions[:, 90:140], regions[:, 140:164].reshape(2, 2, 12), regions[:, 164:177]
     expected = [nucleus[:, 0] - cell[:, 0], cytoplasm[:, 0] - cell[:, 0]]
     expected += [np.log((one[:, 1] + 1e-3) / (cell[:, 1] + 1e-3)) for one in (nucleus, cytoplasm)]
     expected += [one[:, 2] for one in (cell, nucleus, cytoplasm)]

@@ -1,11 +1,14 @@
 """The pixel encoder against PyTorch, and what it must not see."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from dorl_jax.data.views import small_crop
+from dorl_jax.models.cae import Cae, CaeConfig
 from dorl_jax.models.pixel_encoder import PixelEncoder, in_own_units, shrink, side_multiple
 
 torch = pytest.importorskip("torch")
@@ -84,3 +87,24 @@ def test_own_units_forget_light():
     own, plain = (PixelEncoder((8, 16), units, rngs=nnx.Rngs(0)) for units in (True, False))
     drift, without = (np.abs(one(crops) - one(darker)).max() / np.abs(one(crops)).max() for one in (own, plain))
     assert drift < 0.01 < 0.03 < without
+
+
+def test_cell_units_reach_the_encoder():
+    """The same weights on grey, given the cell in its own units, see the same."""
+    config = CaeConfig(
+        width=8,
+        grid=14,
+        encoder_depth=1,
+        decoder_depth=1,
+        heads=1,
+        head_channels=(8, 8, 8, 8),
+        pixel_channels=(8, 16),
+        pixel_size=16,
+        vector=("pixels",),
+    )
+    crops = np.random.default_rng(2).uniform(0.6, 1, (2, 16, 16, 3)).astype(np.float32)
+    crops[:, :3] = 128 / 255
+    cell, grey = (Cae(replace(config, pixel_units=units), rngs=nnx.Rngs(0)) for units in ("cell", "grey"))
+    seen = 128 / 255 + 64 / 255 * in_own_units(jnp.asarray(crops))
+    np.testing.assert_allclose(cell.encode_pixels(crops), grey.encode_pixels(seen), atol=1e-5)
+    assert np.abs(cell.encode_pixels(crops) - grey.encode_pixels(crops)).max() > 0.01

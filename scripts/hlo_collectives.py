@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
@@ -74,12 +74,24 @@ def collectives(text: str, devices: int) -> list[Collective]:
 
 def estimated_cycles(text: str) -> int:
     """Sum of what the TPU compiler estimates for every operation, one after the other; 0 where it says nothing."""
+    return sum(cycles for _, _, cycles in costly_operations(text))
+
+
+def costly_operations(text: str) -> list[tuple[str, int, int]]:
+    """Operations of one kind that became of one operation of JAX, how often, and their cycles; the costliest first."""
     computations = _computations(text)
-    total = 0
+    often: Counter[str] = Counter()
+    cycles: Counter[str] = Counter()
     for name, times in _times(computations).items():
-        found = (re.search(r'"estimated_cycles":"(\d+)"', line) for line in computations[name])
-        total += times * sum(int(cycles[1]) for cycles in found if cycles)
-    return total
+        for line in computations[name]:
+            found = re.search(r'"estimated_cycles":"(\d+)"', line)
+            if found:
+                kind = re.sub(r"[.\d]+$", "", line.split(" = ")[0].removeprefix("  ROOT ").strip(" %"))
+                source = re.search(r'op_name="([^"]*)"', line)
+                key = kind + (" of " + source[1].rpartition(")/")[2] if source else "")
+                often[key] += times
+                cycles[key] += times * int(found[1])
+    return [(key, often[key], some) for key, some in cycles.most_common()]
 
 
 def holds_square(text: str, side: int) -> bool:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from typing import Any
 
-from hlo_collectives import Collective, collectives, estimated_cycles, holds_square
+from hlo_collectives import Collective, collectives, costly_operations, estimated_cycles, holds_square
 from tpu_chips import Chip, chip_of, efficiency, network_seconds, roofline
 
 from dorl_jax.errors import InputError
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--encoder", default="lora", choices=("lora", "lora_only", "full"), help="what trains of SAM's")
     parser.add_argument("--accumulate", type=int, default=1, help="parts in which a batch is computed")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--operations", type=int, default=0, help="of TPUs: as many operations that cost most")
     parser.add_argument("--hlo", help="write the compiled program's text into this file")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser
@@ -175,6 +176,8 @@ def study(topology: str, options: argparse.Namespace) -> dict[str, Any]:
         }
     sizes = record["memory"]
     sizes["peak"] = sum(sizes.values()) - 2 * sizes["aliased"]
+    if options.operations:
+        record["operations"] = costly_operations(text)[: options.operations]
     return record if on_cpu else record | in_time(chip_of(topology), record, found, estimated_cycles(text))
 
 
@@ -263,6 +266,12 @@ def as_text(record: dict[str, Any]) -> str:
         f"| {one['kind']} | {one['group']} | {one['count']} | {one['elements']:,} | {one['bytes']:,} |"
         for one in record["collectives"]
     ]
+    if record.get("operations"):
+        total = record["estimated_cycles"]
+        lines += ["", "| operation, and what it is of | times | of the cycles |", "|---|---:|---:|"]
+        lines += [
+            f"| {name} | {times} | {100 * cycles / total:.1f} % |" for name, times, cycles in record["operations"]
+        ]
     if "scaling" in record:
         lines += [
             "",

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 from flax import nnx
-from hlo_collectives import Collective, collectives, estimated_cycles, holds_square
+from hlo_collectives import Collective, collectives, costly_operations, estimated_cycles, holds_square
 from tpu_chips import CHIPS, efficiency, network_seconds, roofline
 
 from dorl_jax.models import Cae, CaeConfig, LoraConfig, LoraSam, Sam, SamConfig
@@ -136,6 +136,17 @@ def test_collectives_are_read_off_the_text():
         Collective("all-reduce", 4, 1, 11, 28),
     ]
     assert estimated_cycles(TEXT) == 70
+
+
+def test_costly_operations_are_summed_by_kind_and_source():
+    text = TEXT.replace(
+        "  %f = ",
+        """  %copy.7 = f32[3]{0} copy(%p1), metadata={op_name="jit(f)/split"}, x={"estimated_cycles":"50"}
+  %copy.12 = f32[3]{0} copy(%p1), metadata={op_name="jit(f)/split"}, x={"estimated_cycles":"30"}
+  %f = """,
+    )
+    assert costly_operations(text) == [("copy of split", 2, 80), ("f", 1, 70)]
+    assert estimated_cycles(text) == 150
 
 
 def test_a_square_array_is_seen():

@@ -1,6 +1,7 @@
 """Grey-level co-occurrence of a region (Haralick et al. 1973), computed on the device."""
 
 from collections.abc import Sequence
+from functools import reduce
 
 import jax.numpy as jnp
 import numpy as np
@@ -48,22 +49,22 @@ def co_occurrence(levels: Float[Array, "b s s"], regions: Sequence[Bool[Array, "
       regions: pairs count whose pixels both lie in it.
     """
     is_level = levels[..., None] == jnp.arange(_LEVELS)
-    reach, size = max(_DISTANCES), levels.shape[1]
     found = []
     for region in regions:
         here = (is_level & region[..., None]).astype(jnp.float32)
-        wide = jnp.pad(here, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
-
-        def around(far: int, wide: Array = wide) -> Array:
-            """Of each pixel how many of its neighbours so far away have each level."""
-            at = [(reach + down * far, reach + across * far) for down, across in _DIRECTIONS]
-            return sum((wide[:, y : y + size, x : x + size] for y, x in at), start=jnp.zeros(()))
-
         # A table is a matrix product, for accelerators count badly; one for all distances and directions.
-        there = jnp.concatenate([around(far) for far in _DISTANCES], axis=-1)
+        there = jnp.concatenate([_around(here, far) for far in _DISTANCES], axis=-1)
         tables = jnp.einsum("bhwi,bhwj->bij", here, there)
         found.append(jnp.concatenate([_numbers(one) for one in jnp.split(tables, len(_DISTANCES), axis=-1)], axis=-1))
     return found
+
+
+def _around(here: Float[Array, "b s s n"], far: int) -> Float[Array, "b s s n"]:
+    """Of each pixel how many of its neighbours so far away have each level; beyond the image there are none."""
+    size = here.shape[1]
+    wide = jnp.pad(here, ((0, 0), (far, far), (far, far), (0, 0)))
+    at = [(far + down * far, far + across * far) for down, across in _DIRECTIONS]
+    return reduce(jnp.add, (wide[:, y : y + size, x : x + size] for y, x in at))
 
 
 def _numbers(table: Float[Array, "b n n"]) -> Float[Array, "b 5"]:

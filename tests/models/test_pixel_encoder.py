@@ -91,17 +91,7 @@ def test_own_units_forget_light():
 
 def test_cell_units_reach_the_encoder():
     """The same weights on grey, given the cell in its own units, see the same."""
-    config = CaeConfig(
-        width=8,
-        grid=14,
-        encoder_depth=1,
-        decoder_depth=1,
-        heads=1,
-        head_channels=(8, 8, 8, 8),
-        pixel_channels=(8, 16),
-        pixel_size=16,
-        vector=("pixels",),
-    )
+    config = replace(CaeConfig.tiny(), pixel_channels=(8, 16), pixel_size=16, vector=("pixels",))
     crops = np.random.default_rng(2).uniform(0.6, 1, (2, 16, 16, 3)).astype(np.float32)
     crops[:, :3] = 128 / 255
     cell, grey = (Cae(replace(config, pixel_units=units), rngs=nnx.Rngs(0)) for units in ("cell", "grey"))

@@ -1,19 +1,21 @@
 """The baselines of a run, made where they are missing, and their figures across laboratories.
 
-    python scripts/baseline_figures.py runs/real_cells --set baselines.names='["colour_texture","resnet"]'
+    python scripts/baseline_figures.py runs/seed_0 runs/seed_1 --set baselines.names='["colour_texture","resnet"]'
     python scripts/baseline_figures.py runs/held_out_* --held-out
 
 Runs that are extracted; vectors go to RUN/baselines. Classifier, scalings and what is asked are those of
 `recipe_figures.py`; a baseline is one part, so that co-training is self-training. Prints Markdown, accuracy / macro-F1
-in %. Those trained on one laboratory's labels have no figure from three laboratories to the fourth. With --held-out
-each run is one that left laboratories unseen, and only these are tested, from all others, with nothing known of them.
+in %; with several runs, seeds of the same settings, mean and sd over them, and baselines that are trained take one
+seed after the other from `baselines.seed` on. Those trained on one laboratory's labels have no figure from three
+laboratories to the fourth. With --held-out each run is one that left laboratories unseen, and only these are tested,
+from all others, with nothing known of them.
 """
 
 import argparse
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -48,21 +50,21 @@ def main() -> None:
     if options.held_out:
         held_out(options.runs, settings)
     else:
-        for run in options.runs:
-            seen(run, settings)
+        seen(options.runs, settings)
 
 
-def seen(run: Path, settings: BaselineSettings) -> None:
-    """The table of a run that has seen all laboratories."""
+def seen(runs: Sequence[Path], settings: BaselineSettings) -> None:
+    """The table of runs that have seen all laboratories."""
     asked = [f"{what}, {scaling}" for what in ("pairs", "others to each") for scaling in _SCALINGS]
     print(f"| baseline | numbers | in-domain | {' | '.join(asked)} | seconds |")
     print("|---|---:|" + "---:|" * (len(asked) + 2))
     for name in settings.names:
         begun = time.perf_counter()
-        vectors = made(run, settings, name)
-        seconds = time.perf_counter() - begun
-        width = next(iter(vectors.values())).vectors.shape[1]
-        found = floors(vectors[""]) if name == "majority" else figures(vectors)
+        of_runs = [made(run, settings, name, seed=settings.seed + place) for place, run in enumerate(runs)]
+        seconds = (time.perf_counter() - begun) / len(runs)
+        width = next(iter(of_runs[0].values())).vectors.shape[1]
+        ask = floors if name == "majority" else figures
+        found = [spread(scores) for scores in zip(*map(ask, of_runs), strict=True)]
         print(f"| {name} | {width} | {' | '.join(found)} | {seconds:.0f} |", flush=True)
 
 
@@ -81,41 +83,40 @@ def held_out(runs: Sequence[Path], settings: BaselineSettings) -> None:
             ask = from_most if name == "majority" else partial(across, scaling="source")
             scores += [ask(whole, rest, target) for target in targets]
         if scores:
-            print(f"| {name} | {' | '.join(mean([score]) for score in scores)} | {mean(scores)} |", flush=True)
+            print(f"| {name} | {' | '.join(spread([[score]]) for score in scores)} | {spread([scores])} |", flush=True)
 
 
-def made(run: Path, settings: BaselineSettings, name: str, unseen: Sequence[str] = ()) -> dict[str, Latents]:
-    """The baseline's vectors, made where they are missing."""
+def made(
+    run: Path, settings: BaselineSettings, name: str, unseen: Sequence[str] = (), seed: int | None = None
+) -> dict[str, Latents]:
+    """The baseline's vectors, made where they are missing; with another seed than the settings' if one is given."""
     manifest, out = load_cells(run / "data" / "cells.parquet"), run / "baselines"
-    baselines(manifest, run / "extract" / "store", out, one(settings, name), unseen=unseen)
+    wanted = replace(settings, names=(name,), seed=settings.seed if seed is None else seed)
+    baselines(manifest, run / "extract" / "store", out, wanted, unseen=unseen)
     return read_baseline(out, name)
 
 
-def one(settings: BaselineSettings, name: str) -> BaselineSettings:
-    """The settings with a single name."""
-    return config.build(BaselineSettings, {**config.as_tree(settings), "names": [name]})
-
-
-def figures(vectors: dict[str, Latents]) -> list[str]:
+def figures(vectors: dict[str, Latents]) -> list[list[Score]]:
     """In-domain; every pair by every scaling; all others to each by every scaling, of vectors that serve any source."""
     whole = vectors.get("")
     names = np.unique(next(iter(vectors.values())).laboratories).tolist()
     of = {name: whole if whole is not None else vectors[name] for name in names}
-    found = [mean([score for name in names for score in in_domain(of[name], name)])]
+    found = [[score for name in names for score in in_domain(of[name], name)]]
     for scaling in _SCALINGS:
-        found.append(mean([across(of[a], [a], b, scaling) for a in names for b in names if a != b]))
+        found.append([across(of[a], [a], b, scaling) for a in names for b in names if a != b])
     for scaling in _SCALINGS:
         rest = [([a for a in names if a != b], b) for b in names]
-        found.append("" if whole is None else mean([across(whole, a, b, scaling) for a, b in rest]))
+        found.append([] if whole is None else [across(whole, a, b, scaling) for a, b in rest])
     return found
 
 
-def floors(latents: Latents) -> list[str]:
+def floors(vectors: dict[str, Latents]) -> list[list[Score]]:
     """As `figures`, by `from_most`."""
+    latents = vectors[""]
     names = np.unique(latents.laboratories).tolist()
-    pairs = mean([from_most(latents, [a], b) for a in names for b in names if a != b])
-    rest = mean([from_most(latents, [a for a in names if a != b], b) for b in names])
-    own = mean([from_most(latents, [name], name) for name in names])
+    pairs = [from_most(latents, [a], b) for a in names for b in names if a != b]
+    rest = [from_most(latents, [a for a in names if a != b], b) for b in names]
+    own = [from_most(latents, [name], name) for name in names]
     return [own, *[pairs] * len(_SCALINGS), *[rest] * len(_SCALINGS)]
 
 
@@ -126,9 +127,16 @@ def from_most(latents: Latents, sources: Sequence[str], target: str) -> Score:
     return score(truth, np.full(len(truth), classes[counts.argmax()]))
 
 
-def mean(scores: Sequence[Score]) -> str:
-    """Accuracy / macro-F1."""
-    return f"{np.mean([one.accuracy for one in scores]):.1f} / {np.mean([one.macro_f1 for one in scores]):.1f}"
+def spread(of_runs: Sequence[Sequence[Score]]) -> str:
+    """Accuracy / macro-F1, means over the scores; of several runs mean and sd over them. Empty without scores."""
+    if not of_runs[0]:
+        return ""
+    means = np.array([[(one.accuracy, one.macro_f1) for one in scores] for scores in of_runs]).mean(axis=1)
+    if len(means) == 1:
+        return " / ".join(f"{value:.1f}" for value in means[0])
+    return " / ".join(
+        f"{value:.1f} ± {sd:.1f}" for value, sd in zip(means.mean(axis=0), means.std(axis=0), strict=True)
+    )
 
 
 if __name__ == "__main__":

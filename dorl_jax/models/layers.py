@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -115,13 +116,15 @@ def merge_heads(x: Float[Array, "b heads n d"]) -> Float[Array, "b n c"]:
 
 def run_blocks(blocks: Iterable[nnx.Module], x: Array, remat: bool) -> Array:
     """One block behind the other; with `remat` their inside is computed again in the backward pass, not kept."""
+    run = jax.checkpoint(_run_block, static_argnums=0) if remat else _run_block
     for block in blocks:
-        x = _recomputed(block, x) if remat else block(x)
+        graph, state = nnx.split(block)
+        x = run(graph, state, x)
     return x
 
 
-def _recomputed(block: nnx.Module, x: Array) -> Array:
-    # Not nnx.remat: it writes the parameters back into the block, which is refused where they belong to another trace
-    # than the block, as those that do not train do in a gradient.
-    graph, state = nnx.split(block)
-    return jax.checkpoint(lambda state, x: nnx.merge(graph, state)(x))(state, x)
+# Blocks of one structure are traced and lowered once. Not nnx.jit or nnx.remat: they write the parameters back into the
+# block, which is refused where these are of another trace than it, as those that do not train are in a gradient.
+@partial(jax.jit, static_argnums=0)
+def _run_block(graph: nnx.GraphDef[nnx.Module], state: nnx.State, x: Array) -> Array:
+    return nnx.merge(graph, state)(x)

@@ -6,7 +6,7 @@ A job can be killed at any moment and goes on where it was; many processes can s
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from dorl_jax.data.loader import picture_batches
 from dorl_jax.data.pictures import FilePictures, as_read
 from dorl_jax.data.pool import worker_count
 from dorl_jax.dorl import DoRL, Dtype
-from dorl_jax.embedding.engine import Engine, Rows
+from dorl_jax.embedding.engine import Engine
+from dorl_jax.embedding.shards import batches_of, joined, whole_batches
 from dorl_jax.embedding.table import images_table, read_provenance, write_vectors
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import replacing
@@ -209,7 +210,7 @@ def _do_missing(
     progress: bool,
 ) -> Done:
     """The shards of a store that are missing; one of the fields may be kept in a type of its own."""
-    shard_size = job.batch_size * -(-job.shard_size // job.batch_size)
+    shard_size = whole_batches(job.shard_size, job.batch_size)
     writer = StoreWriter(parts, images.ids, made_by, shard_size, redo=f"run `dorl-jax {what}` again")
     if job.processes == 1:
         writer.clean()
@@ -221,15 +222,12 @@ def _do_missing(
         logger.info("%d of %d images are left for this process", total, len(images))
     engine = make_engine()
     _predict(engine, images, missing[0][1].start, total, job)
-    # Every batch belongs to one shard, so that a vector does not depend on what was done before.
-    a_shard = shard_size // job.batch_size
-    numbers = [n for number, places in missing for n in _batches_of(number, places, a_shard, job.batch_size)]
     batches = picture_batches(
         FilePictures(images),
         segmenter.config.encoder.side,
         job.batch_size,
         range(len(images)),
-        numbers=numbers,
+        numbers=[number for shard in missing for number in batches_of(shard, shard_size, job.batch_size)],
         resize=segmenter.config.resize,
         light=segmenter.config.light,
         originals=engine.needs_originals,
@@ -238,28 +236,13 @@ def _do_missing(
     )
     start = time.perf_counter()
     with tqdm(total=total, desc=f"{what}ing", unit="image", disable=not progress) as bar:
-        rows = _counted(engine.run(batches), bar)
-        for number, places in missing:
-            own = [next(rows) for _ in _batches_of(number, places, a_shard, job.batch_size)]
-            arrays = {name: np.concatenate([part.arrays[name] for part in own]) for name in own[0].arrays}
-            reasons = np.concatenate([part.reason for part in own])
-            failed = {row: str(reason) for row, reason in enumerate(reasons) if reason}
+        for number, rows in joined(engine.run(batches), missing, shard_size, job.batch_size, bar):
+            failed = {row: str(reason) for row, reason in enumerate(rows.reason) if reason}
             if field is not None:
-                arrays[field[0]] = arrays[field[0]].astype(field[1])
-            writer.write(number, arrays, failed)
+                rows.arrays[field[0]] = rows.arrays[field[0]].astype(field[1])
+            writer.write(number, rows.arrays, failed)
     seconds = time.perf_counter() - start
     return Done(total, seconds, engine.occupancy.idle_share, 0, writer.complete)
-
-
-def _batches_of(number: int, places: range, a_shard: int, batch_size: int) -> range:
-    first = number * a_shard
-    return range(first, first + -(-len(places) // batch_size))
-
-
-def _counted(rows: Iterator[Rows], bar: Any) -> Iterator[Rows]:
-    for part in rows:
-        bar.update(len(part.index))
-        yield part
 
 
 def _predict(engine: Engine, images: ImageList, first: int, total: int, job: EmbedJob) -> None:

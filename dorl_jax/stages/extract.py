@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +17,7 @@ from dorl_jax.data.loader import CellSources, picture_batches
 from dorl_jax.data.manifest import Cell, Manifest
 from dorl_jax.data.pictures import FilePictures
 from dorl_jax.embedding.engine import Engine
+from dorl_jax.embedding.shards import batches_of, joined, whole_batches
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.locks import locked
 from dorl_jax.models import LoraSam
@@ -70,12 +70,11 @@ def extract(
     }
     ids = [cell.id for cell in manifest.cells]
     size = settings.batch_size
-    # Whole batches, so that a feature does not depend on what was done before.
-    shard_size = size * -(-settings.shard_size // size)
+    shard_size = whole_batches(settings.shard_size, size)
     writer = StoreWriter(out / "store", ids, signature, shard_size, redo="run `extract` again")
     with locked(out / "store" / "writing.lock"):
         writer.clean()
-        _fill(writer, manifest.cells, model, settings, shard_size // size, progress=progress)
+        _fill(writer, manifest.cells, model, settings, shard_size, progress=progress)
     store = Store(out / "store")
     without = sum(bool(store["empty"][place]) for place in range(len(store)))
     if without:
@@ -89,24 +88,23 @@ def _fill(
     cells: Sequence[Cell],
     model: LoraSam,
     settings: ExtractSettings,
-    a_shard: int,
+    shard_size: int,
     *,
     progress: bool,
 ) -> None:
-    """Write the shards that are missing, of `a_shard` batches each.
+    """Write the shards that are missing.
 
     Cells are decoded, and cut out, by workers while the device computes other batches.
     """
     size, workers = settings.batch_size, settings.workers
     missing = writer.missing()
-    todo = [range(number * a_shard, number * a_shard + -(-len(places) // size)) for number, places in missing]
     engine = Engine(model, None, batch_size=size, zoom=settings.zoom, parity=settings.parity, workers=workers)
     batches = picture_batches(
         FilePictures(CellSources(cells, masks=False)),
         model.config.encoder.side,
         size,
         range(len(cells)),
-        numbers=[number for numbers in todo for number in numbers],
+        numbers=[number for shard in missing for number in batches_of(shard, shard_size, size)],
         resize=model.config.resize,
         light=model.config.light,
         workers=workers,
@@ -114,22 +112,11 @@ def _fill(
     dtype = np.dtype(ml_dtypes.bfloat16) if settings.dtype == "bfloat16" else np.dtype(np.float32)
     done = len(cells) - sum(len(places) for _, places in missing)
     with tqdm(total=len(cells), initial=done, desc="extracting", unit="cell", disable=not progress) as bar:
-        rows = engine.run(batches)
-        for (number, _), numbers in zip(missing, todo, strict=True):
-            parts = []
-            for part in islice(rows, len(numbers)):
-                parts.append(part)
-                bar.update(len(part.index))
-            reasons = [
-                f"{cells[place].id}: {why}"
-                for part in parts
-                for place, why in zip(part.index, part.reason, strict=True)
-                if why
-            ]
+        for number, rows in joined(engine.run(batches), missing, shard_size, size, bar):
+            reasons = [f"{cells[place].id}: {why}" for place, why in zip(rows.index, rows.reason, strict=True) if why]
             if reasons:
                 raise InputError(f"nothing can be extracted of {name_some(reasons)}; leave them out of the data")
-            arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
-            writer.write(number, {**arrays, "feature": arrays["feature"].astype(dtype)})
+            writer.write(number, {**rows.arrays, "feature": rows.arrays["feature"].astype(dtype)})
 
 
 def _save_samples(manifest: Manifest, model: LoraSam, out: Path, settings: ExtractSettings, each: int = 8) -> None:

@@ -4,7 +4,7 @@
     python scripts/baseline_figures.py runs/held_out_* --held-out
 
 Runs that are extracted; vectors go to RUN/baselines. Classifier, scalings and what is asked are those of
-`recipe_figures.py`; a baseline is one part, so that co-training is self-training. Prints Markdown, accuracy / macro-F1
+`recipe_figures.py`; of a baseline of one part co-training is self-training. Prints Markdown, accuracy / macro-F1
 in %; with several runs, seeds of the same settings, mean and sd over them, and baselines that are trained take one
 seed after the other from `baselines.seed` on. Those trained on one laboratory's labels have no figure from three
 laboratories to the fourth. With --held-out each run is one that left laboratories unseen, and only these are tested,
@@ -28,7 +28,7 @@ from dorl_jax.data.manifest import load_cells
 from dorl_jax.evaluation.latents import Latents
 from dorl_jax.stages.run import RunSettings
 
-_SCALINGS = ("source", "own", "self-training")
+_SCALINGS = ("source", "own", "self-training", "co-training")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What baselines learn from: the cells of a run as the stage `extract` left them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,12 +68,15 @@ class Cells:
         """Share of each token that is cell, 0..255."""
         return self.store["foreground"][place]
 
-    def latents(self, vectors: Float32[np.ndarray, "n d"], source: str = "") -> Latents:
+    def latents(
+        self, vectors: Float32[np.ndarray, "n d"], source: str = "", parts: Mapping[str, int] | None = None
+    ) -> Latents:
         """The vectors as those of these cells.
 
         Args:
           vectors: in the order of the cells.
           source: laboratory whose labels they know; "" for none.
+          parts: what they are made of: name -> numbers; None for one.
         """
         laboratories = self.laboratories
         # The segmenter, at least, was trained on the others, without their classes.
@@ -86,6 +89,7 @@ class Cells:
             vectors=np.asarray(vectors, np.float32),
             groups=groups if (groups != "").any() else None,
             seen=np.where(laboratories == source, "labelled", seen),
+            parts=parts,
         )
 
 

@@ -16,6 +16,9 @@ _RADII = (1, 2, 4)
 _SIGMAS = (0.0, 1.0, 2.0, 4.0, 8.0)
 _BINS = 12
 
+PARTS = {"colour": 138, "texture": 114, "shape": 31}
+"""What the vector is made of, in order: name -> numbers. Each can have a classifier of its own (see `Experts`)."""
+
 
 def colour_texture(
     crop: UInt8[np.ndarray, "s s 3"], foreground: UInt8[np.ndarray, "g g"] | None = None

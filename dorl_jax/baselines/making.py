@@ -12,7 +12,7 @@ from dorl_jax import __version__
 from dorl_jax.baselines.ae_cfe import AeCfeSettings, ae_cfe
 from dorl_jax.baselines.bc_sam import BcSamSettings, bc_sam
 from dorl_jax.baselines.cells import Cells, open_cells
-from dorl_jax.baselines.colour_texture import colour_texture
+from dorl_jax.baselines.colour_texture import PARTS, colour_texture
 from dorl_jax.baselines.resnet import ResNetSettings, resnet
 from dorl_jax.baselines.tokens import mean_tokens, pooled_tokens
 from dorl_jax.config import setting
@@ -45,6 +45,9 @@ class BaselineSettings:
     ae_cfe: AeCfeSettings = field(default_factory=AeCfeSettings)
     resnet: ResNetSettings = field(default_factory=ResNetSettings)
 
+
+# Of baselines of more than one part.
+_PARTS = {"colour_texture": PARTS}
 
 # Source laboratory -> vectors of all cells; "" for vectors that serve every source.
 _Vectors = Mapping[str, np.ndarray]
@@ -94,7 +97,7 @@ def baselines(
             mark.unlink(missing_ok=True)
             vectors = makers[name]()
             for source, values in vectors.items():
-                write_latents(cells.latents(values, source), _file(out, name, source))
+                write_latents(cells.latents(values, source, _PARTS.get(name)), _file(out, name, source))
             known = {"fingerprint": made, "sources": list(vectors)}
             write_text(mark, json.dumps(known, indent=1) + "\n")
         files[name] = tuple(_file(out, name, source) for source in known["sources"])
@@ -146,6 +149,7 @@ def _made_with(name: str, cells: Cells, settings: BaselineSettings) -> dict[str,
         "labels": cells.labels.tolist(),
         "settings": asdict(own) if own is not None else {},
         "seed": settings.seed,
+        "parts": _PARTS.get(name),
     }
 
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from dorl_jax.baselines.cells import Cells
-from dorl_jax.baselines.colour_texture import _channels, _moments, _otsu, cell_mask, colour_texture
+from dorl_jax.baselines.colour_texture import PARTS, _channels, _histograms, _moments, _otsu, cell_mask, colour_texture
 from dorl_jax.baselines.shapes import SHAPE_NUMBERS, shape_numbers
 from dorl_jax.baselines.texture import band_energies, co_occurrence, co_occurrence_numbers, local_binary_patterns
 from dorl_jax.data.crops import cell_crop
@@ -159,6 +159,17 @@ def test_a_cell_mirrored_or_turned_has_the_same_vector(cells: Cells) -> None:
         for change in (np.fliplr, np.flipud, np.rot90):
             changed = colour_texture(np.ascontiguousarray(change(crop)), np.ascontiguousarray(change(foreground)))
             np.testing.assert_allclose(changed, vector, rtol=2e-3, atol=4e-3)
+
+
+def test_the_parts_are_what_their_names_say(cells: Cells) -> None:
+    """Colour ends with the histograms, and shape begins with that of the cell."""
+    crop = cells.crops[0]
+    mask = cell_mask(crop)
+    colour, texture, shape = np.split(colour_texture(crop), np.cumsum(list(PARTS.values()))[:-1])
+    histograms = _histograms(_channels(crop)[mask])
+    np.testing.assert_allclose(colour[-len(histograms) :], histograms, rtol=1e-5)
+    np.testing.assert_allclose(shape[:SHAPE_NUMBERS], shape_numbers(mask), rtol=1e-5)
+    assert (len(texture), len(shape)) == (PARTS["texture"], PARTS["shape"])
 
 
 def test_the_stretch_of_the_crop_is_undone() -> None:

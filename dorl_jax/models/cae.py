@@ -18,22 +18,12 @@ from dorl_jax.models.layers import AnyArray, Mlp, linear, merge_heads, run_block
 from dorl_jax.models.norm import layer_norm
 from dorl_jax.models.pixel_encoder import PixelEncoder, shrink, side_multiple
 from dorl_jax.models.pooling import foreground_statistics
-from dorl_jax.models.regions import (
-    REGION_NUMBERS,
-    RELATION_NUMBERS,
-    SHAPE_NUMBERS,
-    region_statistics,
-    relation_statistics,
-    shape_statistics,
-)
+from dorl_jax.models.regions import REGION_NUMBERS, RELATION_NUMBERS, region_statistics, relation_statistics
 from dorl_jax.models.variants import require_variant
 
 EPSILON = 1e-5
 # What a cell's vector can be made of (see `Cae.encode`).
-VectorPart = Literal["cls", "tokens", "features", "pixels", "regions", "relations", "shape"]
-MEASURED = {"regions": region_statistics, "relations": relation_statistics, "shape": shape_statistics}
-"""Parts of a vector of which nothing is learned: name -> what measures it on crops of the cell."""
-
+VectorPart = Literal["cls", "tokens", "features", "pixels", "regions", "relations"]
 # (kernel, stride, padding) of the image head; together they take a grid of 14 to 128 pixels.
 HEAD_LAYERS = ((4, 2, 1), (4, 2, 1), (4, 1, 1), (8, 1, 1), (8, 2, 1))
 
@@ -132,14 +122,13 @@ class CaeConfig:
             "pixels": self.pixel_channels[-1] if self.pixel_channels else 0,
             "regions": REGION_NUMBERS,
             "relations": RELATION_NUMBERS,
-            "shape": SHAPE_NUMBERS,
         }
         return {part: sizes[part] for part in self.vector}
 
     @property
     def crop_size(self) -> int:
         """Side in pixels of the crops that `Cae.encode` takes; 0 where it needs none."""
-        if MEASURED.keys() & set(self.vector):
+        if {"regions", "relations"} & set(self.vector):
             return self.image_size
         return self.pixel_size if "pixels" in self.vector else 0
 
@@ -293,12 +282,13 @@ class Cae(nnx.Module):
 
         "cls" is the encoder's cls token, the original's vector; "tokens" mean and sd over the cell of the encoder's
         tokens; "features" the same of the standardised features themselves; "pixels" the pixel encoder's vector;
-        "regions", "relations" and "shape" what `MEASURED` gives of the crop.
+        "regions" and "relations" `regions.region_statistics` and `regions.relation_statistics` of the crop.
 
         Args:
           features: (B, grid, grid, width), LoRA-SAM's tokens.
           foreground: share of each token that is cell, 0..1; None for 1 everywhere.
-          crops: the cell alone on grey, 0..1, side `config.crop_size`; "pixels" and what is `MEASURED` need them.
+          crops: the cell alone on grey, 0..1, side `config.crop_size`; "pixels", "regions" and "relations" need
+            them.
 
         Raises:
           ValueError: no crops, or of another size, where they are needed.
@@ -321,7 +311,10 @@ class Cae(nnx.Module):
                 raise ValueError(f"expected crops of shape (B, {size}, {size}, 3), got {crops.shape}")
             if "pixels" in config.vector:
                 parts["pixels"] = self.encode_pixels(shrink(crops, config.pixel_size))
-            parts |= {part: measure(crops) for part, measure in MEASURED.items() if part in config.vector}
+            if "regions" in config.vector:
+                parts["regions"] = region_statistics(crops)
+            if "relations" in config.vector:
+                parts["relations"] = relation_statistics(crops)
         return jnp.concatenate([parts[part] for part in config.vector], axis=-1)
 
     def encode_pixels(self, crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b p"]:

@@ -52,9 +52,6 @@ REGION_NUMBERS = (
 RELATION_NUMBERS = 7 * _CHANNELS + _PATTERN_NUMBERS + _BANDS + _SHAPE
 """Of `relation_statistics`."""
 
-SHAPE_NUMBERS = _SHAPE + 2 * HU_NUMBERS
-"""Of `shape_statistics`."""
-
 
 def region_statistics(crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b n"]:
     """Numbers a pathologist would ask for, `REGION_NUMBERS` a cell; no weight takes part.
@@ -107,17 +104,6 @@ def relation_statistics(crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b n"
     of_nucleus, of_cytoplasm = found.bands
     bands = jnp.log((of_nucleus + _STILL) / (of_cytoplasm + _STILL))
     return jnp.concatenate([*relations, *skews, found.patterns, found.shape, bands], axis=-1)
-
-
-def shape_statistics(crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b n"]:
-    """What `region_statistics` says of the shape of cell and nucleus, `SHAPE_NUMBERS` a cell, and nothing of colour.
-
-    Args:
-      crops: as for `region_statistics`.
-    """
-    parts = _parts(crops)
-    shape = _shape_numbers(parts.cell, parts.nucleus)
-    return jnp.concatenate([shape, *(hu_moments(region) for region in (parts.cell, parts.nucleus))], axis=-1)
 
 
 class _Parts(NamedTuple):

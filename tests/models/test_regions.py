@@ -11,7 +11,6 @@ from dorl_jax.models.hu_moments import hu_moments
 from dorl_jax.models.regions import (
     REGION_NUMBERS,
     RELATION_NUMBERS,
-    SHAPE_NUMBERS,
     _counts,
     _histograms,
     band_energies,
@@ -22,7 +21,6 @@ from dorl_jax.models.regions import (
     otsu,
     region_statistics,
     relation_statistics,
-    shape_statistics,
 )
 
 SIDE = 64
@@ -162,12 +160,7 @@ def test_hu_moments(cells):
 
 
 @pytest.mark.parametrize(
-    ("statistics", "count"),
-    [
-        (region_statistics, REGION_NUMBERS),
-        (relation_statistics, RELATION_NUMBERS),
-        (shape_statistics, SHAPE_NUMBERS),
-    ],
+    ("statistics", "count"), [(region_statistics, REGION_NUMBERS), (relation_statistics, RELATION_NUMBERS)]
 )
 def test_mirrored_and_turned(crops, statistics, count):
     crop = crops / np.float32(255)
@@ -190,13 +183,6 @@ def test_relations_of_what_the_regions_are(crops):
     np.testing.assert_allclose(found, np.concatenate(expected, axis=1), rtol=1e-4, atol=1e-5)
 
 
-def test_the_shape_is_that_of_the_regions(crops):
-    crop = crops / np.float32(255)
-    regions = np.asarray(region_statistics(crop))
-    of_shape = np.concatenate([regions[:, 164:177], regions[:, -14:]], axis=1)
-    np.testing.assert_allclose(shape_statistics(crop), of_shape, rtol=1e-5)
-
-
 def test_a_tint_of_the_whole_cell_leaves_relations_alone(crops):
     """Optical densities add up: a filter in front of the camera moves regions, and relations hardly."""
     filtered = np.where(crops == 128, 128, np.round((crops + 1.0) * [0.85, 0.95, 0.9] - 1)).clip(0, 255)
@@ -209,6 +195,6 @@ def test_a_tint_of_the_whole_cell_leaves_relations_alone(crops):
 
 
 def test_no_cell_gives_finite_numbers():
-    for statistics in (region_statistics, relation_statistics, shape_statistics):
+    for statistics in (region_statistics, relation_statistics):
         for grey in (128 / 255, 0.0):
             assert np.isfinite(statistics(np.full((1, SIDE, SIDE, 3), grey, np.float32))).all()

@@ -1,5 +1,6 @@
 """DoRL's cross-domain autoencoder: a masked autoencoder over the encoder's feature tokens (arXiv 2408.07467, 3.2)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,7 +11,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dorl_jax.errors import InputError
-from dorl_jax.models.adversary import Adversary
 from dorl_jax.models.attention import attend
 from dorl_jax.models.contrast_head import ContrastHead
 from dorl_jax.models.conv import ConvTranspose
@@ -271,8 +271,6 @@ class Cae(nnx.Module):
         self.contrast_head = (
             ContrastHead(config.pixel_channels[-1], rngs=rngs, dtype=dtype) if config.pixel_channels else None
         )
-        # A training that has one puts it here and takes it away at its end, for it knows that training's laboratories.
-        self.adversary: Adversary | None = nnx.data(None)
 
     def encode(
         self,
@@ -331,6 +329,12 @@ class Cae(nnx.Module):
         if crops.shape[1:] != (size, size, 3):
             raise ValueError(f"expected crops of shape (B, {size}, {size}, 3), got {crops.shape}")
         return self.pixel_encoder(crops)
+
+    def compare(self, crops: Float[AnyArray, "b s s 3"], standardise: Callable[[Array], Array]) -> Float[Array, "b q"]:
+        """What the contrast compares of the pixel encoder's vectors (see `ContrastHead`)."""
+        if self.contrast_head is None:
+            raise ValueError("this autoencoder has no pixel encoder")
+        return self.contrast_head(self.encode_pixels(crops), standardise)
 
     def keep_encoders(self) -> "Cae":
         """Drop, in place, what only training needs, a third of the weights: from now on `encode` is all it does."""

@@ -9,7 +9,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array
 
@@ -22,7 +21,6 @@ from dorl_jax.data.views import TwoViews
 from dorl_jax.errors import InputError
 from dorl_jax.losses import cae_loss
 from dorl_jax.models import Cae, CaeConfig
-from dorl_jax.models.adversary import Adversary
 from dorl_jax.models.cae import VectorPart, random_kept
 from dorl_jax.parallel import is_main, make_mesh
 from dorl_jax.stages.observing import observe_reconstruction
@@ -58,10 +56,6 @@ class CaeSettings(TrainingSettings):
     )
     contrast_weight: float = setting(
         0.0, "weight of the contrast between two changed views of a cell, of which the pixel encoder learns"
-    )
-    adversary: float = setting(
-        0.0,
-        "weight with which the pixel encoder unlearns what tells a network beside it the laboratory of the views",
     )
     temperature: float = setting(0.2, "of the contrast: the lower, the more the most similar other cells count")
     magnification: float = setting(1.25, "views: zoom by 1/m..m; 1 for none")
@@ -113,11 +107,6 @@ def train_cae(
         raise InputError("train_cae.contrast_weight is of what the pixel encoder learns: set train_cae.pixel_channels")
     if settings.whole_batches and settings.balance == "none":
         raise InputError("train_cae.whole_batches are of what train_cae.balance names: set that to 'laboratory'")
-    if settings.adversary and (not settings.contrast_weight or settings.whole_batches):
-        raise InputError(
-            "train_cae.adversary is told the views of several laboratories: set train_cae.contrast_weight above 0, and "
-            "leave train_cae.whole_batches out"
-        )
     if not 0 <= settings.reconstruct <= settings.batch_size:
         raise InputError(f"train_cae.reconstruct = {settings.reconstruct} of a batch of {settings.batch_size} cells")
     config = replace(
@@ -143,8 +132,6 @@ def train_cae(
     cells = [manifest.cells[place] for place in training]
     number = {laboratory: index for index, laboratory in enumerate(laboratories)}
     model = Cae(config, rngs=nnx.Rngs(settings.seed))
-    if settings.adversary:
-        model.adversary = Adversary(config.pixel_channels[-1], len(number), rngs=nnx.Rngs(settings.seed))
     batches = array_batches(
         {
             "feature": Places(store["feature"], training),
@@ -184,7 +171,6 @@ def train_cae(
             observe=observe,
             progress=progress,
         )
-    model.adversary = None
     if is_main():
         save_model(out / "model", model)
         _save_samples(manifest, store, model, out)
@@ -193,11 +179,10 @@ def train_cae(
 
 @dataclass(frozen=True)
 class Contrast:
-    """How much the contrast between "view_a" and "view_b" weighs, its temperature, and the weight of the adversary."""
+    """How much the contrast between "view_a" and "view_b" weighs, and its temperature."""
 
     weight: float
     temperature: float
-    adversary: float = 0.0
 
 
 def cae_objective(
@@ -213,7 +198,7 @@ def cae_objective(
       config: of the model.
       num_domains, pixel_weight: see `losses.cae_loss`.
       reconstruct: the first so many cells of the batch are reconstructed; 0 for all.
-      contrast: between two views, or None; where the model has an adversary, it is told their laboratories.
+      contrast: between two views, or None.
     """
 
     def reconstruction(model: Cae, batch: Mapping[str, Array], key: Array) -> dict[str, Array]:
@@ -227,36 +212,24 @@ def cae_objective(
         losses = reconstruction(model, first, key)
         if contrast is None:
             return losses
-        pixels, domains = _encode_views(model, batch), jnp.concatenate([batch["domain"]] * 2)
-        compared = _compare(model, pixels, domains, num_domains, contrast.temperature)
-        losses |= {"contrast": compared["loss"], "found": compared["found"]}
-        losses["loss"] += contrast.weight * compared["loss"]
-        if model.adversary is not None:
-            scores = model.adversary(pixels, contrast.adversary)
-            wrong = optax.softmax_cross_entropy_with_integer_labels(scores, domains)
-            losses |= {"adversary": wrong.mean(), "told": jnp.mean(scores.argmax(axis=1) == domains)}
-            losses["loss"] += losses["adversary"]
-        return losses
+        compared = _compare_views(model, batch, num_domains, contrast.temperature)
+        total = losses["loss"] + contrast.weight * compared["loss"]
+        return {**losses, "loss": total, "contrast": compared["loss"], "found": compared["found"]}
 
     return objective
 
 
-def _encode_views(model: Cae, batch: Mapping[str, Array]) -> Array:
-    """The pixel encoder's vectors of the first views, and behind them of the second."""
-    return model.encode_pixels(jnp.concatenate([batch["view_a"], batch["view_b"]]).astype(jnp.float32) / 255)
-
-
-def _compare(model: Cae, pixels: Array, domains: Array, num_domains: int, temperature: float) -> dict[str, Array]:
-    assert model.contrast_head is not None  # it comes with the pixel encoder
-    compared = model.contrast_head(pixels, lambda x: standardise_in_domains(x, domains, num_domains))
+def _compare_views(model: Cae, batch: Mapping[str, Array], num_domains: int, temperature: float) -> dict[str, Array]:
+    domains = batch["domain"]
+    both = jnp.concatenate([domains, domains])
+    views = jnp.concatenate([batch["view_a"], batch["view_b"]]).astype(jnp.float32) / 255
+    compared = model.compare(views, lambda x: standardise_in_domains(x, both, num_domains))
     a, b = jnp.split(compared, 2)
-    return contrastive_loss(a, b, domains[: len(a)], temperature)
+    return contrastive_loss(a, b, domains, temperature)
 
 
 def _contrast(settings: CaeSettings) -> Contrast | None:
-    if not settings.contrast_weight:
-        return None
-    return Contrast(settings.contrast_weight, settings.temperature, settings.adversary)
+    return Contrast(settings.contrast_weight, settings.temperature) if settings.contrast_weight else None
 
 
 def _views(settings: CaeSettings) -> TwoViews | None:

@@ -19,7 +19,6 @@ from dorl_jax.errors import InputError
 from dorl_jax.evaluation.latents import read_latents
 from dorl_jax.losses import cae_loss
 from dorl_jax.models import Cae, LoraSam
-from dorl_jax.models.adversary import Adversary
 from dorl_jax.models.cae import random_kept
 from dorl_jax.models.pixel_encoder import shrink
 from dorl_jax.models.pooling import foreground_statistics
@@ -142,33 +141,6 @@ def test_the_objective_is_the_sum_of_its_parts(run: Path) -> None:
     np.testing.assert_allclose(again["contrast"], found["contrast"], rtol=1e-5)
 
 
-def test_the_adversary_learns_beside_and_is_not_kept(cells: Manifest, run: Path, tmp_path: Path) -> None:
-    train_cae(cells, run / "store", tmp_path, replace(SETTINGS, adversary=0.3), progress=False)
-    with (tmp_path / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert all(float(row["adversary"]) > 0 and 0 <= float(row["told"]) <= 1 for row in rows)
-    model = load_model(tmp_path / "model", Cae)
-    assert model.adversary is None
-    batch = {
-        "feature": jnp.zeros((4, 14, 14, 192)),
-        "crop": jnp.zeros((4, 128, 128, 3), jnp.uint8),
-        "view_a": jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)), jnp.uint8),
-        "view_b": jnp.asarray(np.random.default_rng(1).integers(0, 256, (4, 16, 16, 3)), jnp.uint8),
-        "domain": jnp.array([0, 1, 2, 1]),
-    }
-    objective = cae_objective(model.config, 3, contrast=Contrast(0.5, 0.2, 0.3))
-    without = objective(model, batch, jax.random.key(0))
-    model.adversary = Adversary(16, 3, rngs=nnx.Rngs(0))
-    found = objective(model, batch, jax.random.key(0))
-    views = np.concatenate([batch["view_a"], batch["view_b"]]).astype(np.float32) / 255
-    scores = np.asarray(model.adversary(model.pixel_encoder(views), 0.3), np.float64)
-    truth = np.tile(batch["domain"], 2)
-    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(found["adversary"], -np.log(shares[np.arange(8), truth]).mean(), rtol=1e-4)
-    np.testing.assert_allclose(found["loss"], without["loss"] + found["adversary"], rtol=1e-5)
-    assert float(found["told"]) == np.mean(scores.argmax(axis=1) == truth)
-
-
 def test_what_does_not_go_together_is_refused(cells: Manifest, run: Path, tmp_path: Path) -> None:
     def training(**changed: object) -> None:
         train_cae(cells, run / "store", tmp_path, replace(SETTINGS, **changed), progress=False)  # type: ignore[arg-type]
@@ -183,9 +155,6 @@ def test_what_does_not_go_together_is_refused(cells: Manifest, run: Path, tmp_pa
         training(reconstruct=7)
     with pytest.raises(InputError, match="set that to 'laboratory'"):
         training(whole_batches=True, balance="none")
-    for changed in ({"whole_batches": True}, {"contrast_weight": 0.0}):
-        with pytest.raises(InputError, match="adversary is told the views of several laboratories"):
-            training(adversary=0.3, **changed)
     with pytest.raises(InputError, match="18 is no multiple of 4"):
         training(pixel_size=18)
     with pytest.raises(InputError, match="no laboratory"):

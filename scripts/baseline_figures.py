@@ -60,7 +60,7 @@ def seen(runs: Sequence[Path], settings: BaselineSettings) -> None:
     print("|---|---:|" + "---:|" * (len(asked) + 2))
     for name in settings.names:
         begun = time.perf_counter()
-        of_runs = [made(run, settings, name, seed=settings.seed + place) for place, run in enumerate(runs)]
+        of_runs = [made(run, replace(settings, seed=settings.seed + place), name) for place, run in enumerate(runs)]
         seconds = (time.perf_counter() - begun) / len(runs)
         width = next(iter(of_runs[0].values())).vectors.shape[1]
         ask = floors if name == "majority" else figures
@@ -86,13 +86,10 @@ def held_out(runs: Sequence[Path], settings: BaselineSettings) -> None:
             print(f"| {name} | {' | '.join(spread([[score]]) for score in scores)} | {spread([scores])} |", flush=True)
 
 
-def made(
-    run: Path, settings: BaselineSettings, name: str, unseen: Sequence[str] = (), seed: int | None = None
-) -> dict[str, Latents]:
-    """The baseline's vectors, made where they are missing; with another seed than the settings' if one is given."""
+def made(run: Path, settings: BaselineSettings, name: str, unseen: Sequence[str] = ()) -> dict[str, Latents]:
+    """The baseline's vectors, made where they are missing."""
     manifest, out = load_cells(run / "data" / "cells.parquet"), run / "baselines"
-    wanted = replace(settings, names=(name,), seed=settings.seed if seed is None else seed)
-    baselines(manifest, run / "extract" / "store", out, wanted, unseen=unseen)
+    baselines(manifest, run / "extract" / "store", out, replace(settings, names=(name,)), unseen=unseen)
     return read_baseline(out, name)
 
 
@@ -134,9 +131,7 @@ def spread(of_runs: Sequence[Sequence[Score]]) -> str:
     means = np.array([[(one.accuracy, one.macro_f1) for one in scores] for scores in of_runs]).mean(axis=1)
     if len(means) == 1:
         return " / ".join(f"{value:.1f}" for value in means[0])
-    return " / ".join(
-        f"{value:.1f} ± {sd:.1f}" for value, sd in zip(means.mean(axis=0), means.std(axis=0), strict=True)
-    )
+    return " / ".join(f"{values.mean():.1f} ± {values.std():.1f}" for values in means.T)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,8 @@ def _made_with(name: str, cells: Cells, settings: BaselineSettings) -> dict[str,
         # Of those that learn from labels they are part of it.
         "labels": cells.labels.tolist(),
         "settings": asdict(own) if own is not None else {},
-        "seed": settings.seed,
+        # What is not trained is the same for every seed, and not made again for another.
+        "seed": settings.seed if own is not None else None,
         "parts": _PARTS.get(name),
     }
 

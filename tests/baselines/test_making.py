@@ -59,6 +59,21 @@ def test_what_is_there_is_not_made_again(
     assert made[-1] == "4 0"
 
 
+def test_another_seed_makes_nothing_again_that_is_not_trained(
+    cells: Cells, store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def tokens(cells: Cells) -> np.ndarray:
+        made.append(len(cells))
+        return np.ones((len(cells), 2), np.float32)
+
+    monkeypatch.setattr(making, "mean_tokens", tokens)
+    for seed in (0, 5):
+        make(cells, store_folder, tmp_path, "mean_token", seed=seed)
+    assert made == [len(cells)]
+
+
 def test_what_was_seen_is_told(cells: Cells) -> None:
     first, second = cells.manifest.laboratories
     unseen = replace(cells, unseen=(second,))

@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
         metavar="VECTORS",
         help="unlabelled cells of the laboratories it is for, as `dorl-jax embed` wrote them",
     )
-    train.add_argument("--rounds", type=int, default=4, help="of training on them (default: 4)")
+    train.add_argument("--rounds", type=int, default=8, help="of training on them (default: 8)")
     train.add_argument("--seed", type=int, default=1234, help="of the fit (default: 1234)")
     predict = commands.add_parser("predict", help=_PREDICT, description=_PREDICT)
     predict.add_argument(

@@ -232,7 +232,10 @@ class Store:
 
     def __getitem__(self, name: str) -> "Rows":
         if name not in self._fields:
-            raise InputError(f"the store has no field {name!r}; there are: {', '.join(self._fields)}")
+            raise InputError(
+                f"the store {self._folder} has no field {name!r}, only {', '.join(self._fields)}: if an older version "
+                f"wrote it, remove it, and {self._index['redo']}"
+            )
         return self._fields[name]
 
 

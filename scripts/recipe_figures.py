@@ -9,7 +9,7 @@ regression (classes balanced, C = 0.05) in the laboratory it was trained in (fiv
 
   source         mean and sd of the training cells: nothing of the target is needed
   own            mean and sd of each laboratory over its own unlabelled cells
-  self-training  own, then four rounds of training on confident pseudo-labels of the target's unlabelled cells
+  self-training  own, then eight rounds of training on confident pseudo-labels of the target's unlabelled cells
   co-training    the same, by a classifier for each part of the vector, which name cells together; the parts
                  `pixels` and `relations` stay in the source's units
 
@@ -49,7 +49,7 @@ SCALINGS: dict[str, Adaptation] = {
     "self-training": "self_training",
     "co-training": "co_training",
 }
-ROUNDS = 4
+ROUNDS = 8
 # macro-F1 a second time over the classes of which the target has as many cells
 ENOUGH = 10
 

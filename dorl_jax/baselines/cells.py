@@ -18,7 +18,7 @@ class Cells:
 
     Attributes:
       manifest: laboratory, label and group of each.
-      store: of the same cells, with the fields "feature", "crop" and "foreground".
+      store: of the same cells, with the fields "feature", "crop", "foreground" and "area".
       unseen: laboratories whose cells do not train anything; the segmenter neither.
     """
 
@@ -67,6 +67,10 @@ class Cells:
     def foreground(self, place: int) -> UInt8[np.ndarray, "g g"]:
         """Share of each token that is cell, 0..255."""
         return self.store["foreground"][place]
+
+    def area(self, place: int) -> float:
+        """Of the cell, in pixels of its image."""
+        return float(self.store["area"][place])
 
     def latents(
         self, vectors: Float32[np.ndarray, "n d"], source: str = "", parts: Mapping[str, int] | None = None

@@ -1,4 +1,4 @@
-"""The classical vector of a stained cell: colour, texture and shape of the cell, its nucleus and its cytoplasm."""
+"""The classical vector of a stained cell: colour, texture, shape and size of cell, nucleus and cytoplasm."""
 
 import cv2
 import numpy as np
@@ -16,12 +16,14 @@ _RADII = (1, 2, 4)
 _SIGMAS = (0.0, 1.0, 2.0, 4.0, 8.0)
 _BINS = 12
 
-PARTS = {"colour": 138, "texture": 114, "shape": 31}
+PARTS = {"colour": 138, "texture": 114, "shape": 31, "size": 3}
 """What the vector is made of, in order: name -> numbers. Each can have a classifier of its own (see `Experts`)."""
 
 
 def colour_texture(
-    crop: UInt8[np.ndarray, "s s 3"], foreground: UInt8[np.ndarray, "g g"] | None = None
+    crop: UInt8[np.ndarray, "s s 3"],
+    foreground: UInt8[np.ndarray, "g g"] | None = None,
+    area: float | None = None,
 ) -> Float32[np.ndarray, " d"]:
     """Some 290 numbers that do not change when the cell is mirrored or turned by quarters.
 
@@ -30,6 +32,7 @@ def colour_texture(
     Args:
       crop: the cell alone on grey 128, stretched to a square (see `crops.cell_crop`).
       foreground: share of each token that is cell, 0..255, which tells how far the crop was stretched; None for not.
+      area: of the cell in pixels of its image; None for those of the crop.
     """
     mask = cell_mask(crop)
     crop, mask = _unstretched(crop, mask, foreground)
@@ -60,6 +63,7 @@ def colour_texture(
     numbers += shape_numbers(mask)
     numbers += shape_numbers(nucleus)
     numbers += _relations(mask, nucleus)
+    numbers += _sizes(mask, nucleus, area)
     return np.array(numbers, np.float32)
 
 
@@ -134,6 +138,13 @@ def _levels(grey: Float32[np.ndarray, "h w"], region: Bool[np.ndarray, "h w"]) -
 def _otsu(values: UInt8[np.ndarray, " n"]) -> float:
     """Otsu's threshold (1979)."""
     return cv2.threshold(values.reshape(-1, 1), 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[0]
+
+
+def _sizes(mask: Bool[np.ndarray, "h w"], nucleus: Bool[np.ndarray, "h w"], area: float | None) -> list[float]:
+    """Logarithms of the areas of the cell, its nucleus and its cytoplasm; half a pixel more where there is none."""
+    whole = mask.sum()
+    shares = [1.0, *((part.sum() + 0.5) / (whole + 1) for part in (nucleus, mask & ~nucleus))]
+    return np.log(np.multiply(shares, max(whole if area is None else area, 1))).tolist()
 
 
 def _relations(mask: Bool[np.ndarray, "h w"], nucleus: Bool[np.ndarray, "h w"]) -> list[float]:

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 BASELINES = {
     "majority": "one and the same number for every cell: what class frequencies alone give",
-    "colour_texture": "colour, texture and shape of the masked cell, its nucleus and its cytoplasm",
+    "colour_texture": "colour, texture, shape and size of the masked cell, its nucleus and its cytoplasm",
     "mean_token": "mean of the frozen encoder's tokens",
     "pooled_tokens": "mean and sd of the tokens over the cell",
     "bc_sam": "BC-SAM's convolutional autoencoder",
@@ -133,7 +133,8 @@ def _makers(cells: Cells, settings: BaselineSettings, progress: bool) -> dict[st
 
 
 def _colour_texture(cells: Cells) -> np.ndarray:
-    return np.stack([colour_texture(cells.crops[place], cells.foreground(place)) for place in range(len(cells))])
+    places = range(len(cells))
+    return np.stack([colour_texture(cells.crops[at], cells.foreground(at), cells.area(at)) for at in places])
 
 
 def _made_with(name: str, cells: Cells, settings: BaselineSettings) -> dict[str, object]:

@@ -19,12 +19,14 @@ class CutCells(NamedTuple):
       empty: bool (B,), True where no mask was found.
       foreground: uint8 (B, G, G), the share of each token's patch that is cell, 255 for all of it; of the window where
         there is one, else of the image; 255 everywhere where no mask was found.
+      areas: float32 (B,), of the cells in pixels of their images; of the whole image where no mask was found.
       views: uint8 (B, V, V, 3), the windows around the cells, or None if none were asked for.
     """
 
     crops: np.ndarray
     empty: np.ndarray
     foreground: np.ndarray
+    areas: np.ndarray
     views: np.ndarray | None
 
 
@@ -72,10 +74,11 @@ def cut_cells(
         np.full(mask.shape, 255, np.uint8) if none else mask * np.uint8(255)
         for mask, none in zip(masks, empty, strict=True)
     ]
+    areas = np.array([mask.size if none else mask.sum() for mask, none in zip(masks, empty, strict=True)], np.float32)
     views = None
     if zoom:
         pairs = zip(images, masks, strict=True)
         views = np.stack([resize_image(cell_view(image, mask, zoom), view_size, resize) for image, mask in pairs])
         shares = [cell_view(share, mask, zoom, repeat_edge=False) for share, mask in zip(shares, masks, strict=True)]
     foreground = np.stack([cv2.resize(share, (grid, grid), interpolation=cv2.INTER_AREA) for share in shares])
-    return CutCells(np.stack(crops), empty, foreground, views)
+    return CutCells(np.stack(crops), empty, foreground, areas, views)

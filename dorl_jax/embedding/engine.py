@@ -48,7 +48,7 @@ class Engine:
     """Computes of every image its vector, or what the autoencoder trains on.
 
     With an autoencoder `run` gives "vector" (n, d) and "empty" (n,), True where no mask was found; without one
-    "feature" (n, grid, grid, C), "crop" (n, S, S, 3), "foreground" (n, grid, grid) and "empty" (see
+    "feature" (n, grid, grid, C), "crop" (n, S, S, 3), "foreground" (n, grid, grid), "area" (n,) and "empty" (see
     `dorl_jax.data.cut.CutCells`).
 
     One program goes from an image to its vector where nothing has to be cut out. Otherwise one finds the mask, worker
@@ -137,8 +137,8 @@ class Engine:
                 if self._vectors:
                     yield _rows(batch, {"vector": result, "empty": cells.empty})
                 else:
-                    arrays = {"crop": cells.crops, "foreground": cells.foreground, "empty": cells.empty}
-                    yield _rows(batch, {"feature": result, **arrays})
+                    arrays = {"crop": cells.crops, "foreground": cells.foreground, "area": cells.areas}
+                    yield _rows(batch, {"feature": result, **arrays, "empty": cells.empty})
 
     @property
     def needs_originals(self) -> bool:
@@ -152,11 +152,13 @@ class Engine:
         images = np.full((count, self._side, self._side, 3), 128, np.uint8)
         foreground = np.full((count, grid, grid), 255, np.uint8)
         crops = np.full((count, self._small_size, self._small_size, 3), 128, np.uint8)
+        areas = np.ones(count, np.float32)
 
         def once() -> None:
             results = jax.block_until_ready(self._first(images))
             if self._second is not None and (self._vectors or self._zoom):
-                jax.block_until_ready(self._second(images if self._zoom else results[0], foreground, crops))
+                seen = images if self._zoom else results[0]
+                jax.block_until_ready(self._second(seen, foreground, crops, areas))
 
         once()
         start = time.perf_counter()
@@ -200,7 +202,8 @@ class Engine:
         if self._small_size:
             crops = np.stack([small_crop(crop, self._small_size) for crop in cells.crops])
         seen = features if cells.views is None else self._filled(cells.views)
-        return start(self._second, seen, self._filled(cells.foreground), self._filled(crops))[1]
+        cut = (self._filled(array) for array in (cells.foreground, crops, cells.areas))
+        return start(self._second, seen, *cut)[1]
 
     def _filled(self, array: np.ndarray) -> np.ndarray:
         missing = self._batch_size - len(array)
@@ -253,18 +256,18 @@ def _margins(models: tuple[LoraSam, Cae], images: Any) -> Any:
     return (_margin(models[0](images)),)
 
 
-def _features(models: tuple[LoraSam, None], images: Any, foreground: Any, crops: Any) -> Any:
+def _features(models: tuple[LoraSam, None], images: Any, foreground: Any, crops: Any, areas: Any) -> Any:
     return (models[0].sam.encode_image(images)["tokens"],)
 
 
-def _vector(models: tuple[LoraSam, Cae], images: Any, foreground: Any, crops: Any) -> Any:
+def _vector(models: tuple[LoraSam, Cae], images: Any, foreground: Any, crops: Any, areas: Any) -> Any:
     features = models[0].sam.encode_image(images)["tokens"]
-    return _vector_of_features(models, features, foreground, crops)
+    return _vector_of_features(models, features, foreground, crops, areas)
 
 
-def _vector_of_features(models: tuple[LoraSam, Cae], features: Any, foreground: Any, crops: Any) -> Any:
+def _vector_of_features(models: tuple[LoraSam, Cae], features: Any, foreground: Any, crops: Any, areas: Any) -> Any:
     foreground, crops = (array.astype(jnp.float32) / 255 for array in (foreground, crops))
-    return (models[1].encode(features, foreground, crops).astype(jnp.float32),)
+    return (models[1].encode(features, foreground, crops, areas).astype(jnp.float32),)
 
 
 def _vector_and_empty(models: tuple[LoraSam, Cae], images: Any) -> Any:

@@ -23,6 +23,10 @@ ADAPTATIONS = {
 }
 
 
+# Of the target's cells, how many the last round of self-training trusts.
+_LAST_SHARE = 0.8
+
+
 def in_own_units(vectors: Float[np.ndarray, "n d"], basis: Float[np.ndarray, "m d"]) -> Float32[np.ndarray, "n d"]:
     """The vectors by mean and sd of each component over `basis`; a component that does not vary there becomes 0."""
     wide = basis.astype(np.float64)
@@ -52,8 +56,8 @@ def self_train(
     """A classifier fitted on labelled cells and, in every round anew, on the surest of the unlabelled ones.
 
     Class-balanced self-training (Zou et al., "Unsupervised domain adaptation for semantic segmentation via
-    class-balanced self-training", ECCV 2018): of the cells called each class the same share, 0.2 in the first round and
-    0.2 more in each that follows, up to 0.8, so that a rare class is not crowded out by a common, easy one.
+    class-balanced self-training", ECCV 2018): of the cells called each class the same share, so that a rare class is not
+    crowded out by a common, easy one; it grows evenly from round to round, to 0.8 in the last.
 
     Args:
       make: an unfitted classifier with `fit`, `predict_proba` and `classes_`.
@@ -65,7 +69,7 @@ def self_train(
     classifier = first
     for number in range(1, rounds + 1):
         shares = classifier.predict_proba(unlabelled)
-        chosen = _surest(shares, min(0.2 * number, 0.8))
+        chosen = _surest(shares, _LAST_SHARE * number / rounds)
         called = np.asarray(classifier.classes_)[shares[chosen].argmax(axis=1)]
         classifier = make().fit(np.concatenate([vectors, unlabelled[chosen]]), np.concatenate([labels, called]))
     return classifier

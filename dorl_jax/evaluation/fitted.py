@@ -97,7 +97,7 @@ def fit_classifier(
     adaptation: Adaptation = "none",
     seed: int = 1234,
     unlabelled: Vectors | None = None,
-    rounds: int = 4,
+    rounds: int = 8,
 ) -> FittedClassifier:
     """Fit one of the method's classifiers to all cells that have a label.
 

@@ -31,7 +31,7 @@ class ProtocolSettings:
     adapt_from: Literal["all", "others"] = setting(
         "all", "cells of the target that adaptation sees: all, or for each tested part the others"
     )
-    rounds: int = setting(3, "rounds of self-training and co-training")
+    rounds: int = setting(8, "rounds of self-training and co-training")
     leave_one_out: bool = setting(True, "also train on all laboratories but the tested one, where there are three")
     tested: Literal["all", "unseen"] = setting(
         "all", "cells that are tested: all, or those that the making of the vectors has not seen"

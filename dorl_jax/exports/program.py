@@ -46,9 +46,9 @@ def write_program(
     In it: `header.json`; two functions, each serialised by `jax.export` for any size of batch and for CPUs, CUDA and
     TPUs; and the weights, which both take as their first argument, so that they are stored once and a compiler need
     not look at them. `margin(weights, images)` (b, 4 grid, 4 grid) is above 0 on the cell. `vector(weights, ...)`
-    (b, width) takes what the header names, uint8 all: "images" (b, side, side, 3), or where `zoom` is not 0 "windows",
-    those around the cells; "foreground" (b, grid, grid) and "crops", where the vector is made of them, too
-    (see `Cae.encode`).
+    (b, width) takes what the header names, uint8: "images" (b, side, side, 3), or where `zoom` is not 0 "windows",
+    those around the cells; "foreground" (b, grid, grid), "crops", and in float32 "areas" (b,), where the vector is made
+    of them, too (see `Cae.encode`).
 
     What is between the two functions, the largest component at the image's own size and the cuts, has no fixed shape,
     so that it stays with the caller: `dorl_jax.data.cut.cut_cells`, which needs neither JAX nor the models.
@@ -81,12 +81,12 @@ def write_program(
 
     shapes, taken = _inputs(segmenter, cae, zoom)
     batch = export.symbolic_shape("b")
-    inputs = {name: jax.ShapeDtypeStruct((*batch, *shape), jnp.uint8) for name, shape in shapes.items()}
+    inputs = {name: jax.ShapeDtypeStruct((*batch, *shape), _type_of(name)) for name, shape in shapes.items()}
     names = [f"weight_{place:04d}" for place in range(len(weights))]
     header = {
         "format": _FORMAT,
         "functions": {"margin": ["images"], "vector": taken},
-        "inputs": {name: f"uint8 (b, {', '.join(map(str, shape))})" for name, shape in shapes.items()},
+        "inputs": {name: f"{_type_of(name)} (b{''.join(f', {side}' for side in shape)})" for name, shape in shapes.items()},
         "weights": names,
         "platforms": PLATFORMS,
         "preprocessing": {
@@ -120,7 +120,14 @@ def _inputs(segmenter: LoraSam, cae: Cae, zoom: float) -> tuple[dict[str, tuple[
     if crop:
         shapes["crops"] = (crop, crop, 3)
         taken.append("crops")
+    if "size" in cae.config.vector:
+        shapes["areas"] = ()
+        taken.append("areas")
     return shapes, taken
+
+
+def _type_of(name: str) -> str:
+    return "float32" if name == "areas" else "uint8"
 
 
 def _takes_part(path: tuple[Any, ...], value: Any) -> bool:
@@ -136,5 +143,6 @@ def _margin(segmenter: LoraSam, cae: Cae, images: Any) -> Any:
 
 
 def _vector(taken: list[str], segmenter: LoraSam, cae: Cae, images: Any, *others: Any) -> Any:
-    given = {name: array.astype(jnp.float32) / 255 for name, array in zip(taken[1:], others, strict=True)}
+    given = dict(zip(taken[1:], others, strict=True))
+    given |= {name: array.astype(jnp.float32) / 255 for name, array in given.items() if name != "areas"}
     return cae.encode(segmenter.sam.encode_image(images)["tokens"], **given).astype(jnp.float32)

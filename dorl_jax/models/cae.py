@@ -18,12 +18,21 @@ from dorl_jax.models.layers import AnyArray, Mlp, linear, merge_heads, run_block
 from dorl_jax.models.norm import layer_norm
 from dorl_jax.models.pixel_encoder import PixelEncoder, shrink, side_multiple
 from dorl_jax.models.pooling import foreground_statistics
-from dorl_jax.models.regions import REGION_NUMBERS, RELATION_NUMBERS, region_statistics, relation_statistics
+from dorl_jax.models.regions import (
+    REGION_NUMBERS,
+    RELATION_NUMBERS,
+    SIZE_NUMBERS,
+    region_statistics,
+    relation_statistics,
+    size_statistics,
+)
 from dorl_jax.models.variants import require_variant
 
 EPSILON = 1e-5
 # What a cell's vector can be made of (see `Cae.encode`).
-VectorPart = Literal["cls", "tokens", "features", "pixels", "regions", "relations"]
+VectorPart = Literal["cls", "tokens", "features", "pixels", "regions", "relations", "size"]
+# Those that are measured on the crop at its full size.
+_MEASURED = {"regions", "relations", "size"}
 # (kernel, stride, padding) of the image head; together they take a grid of 14 to 128 pixels.
 HEAD_LAYERS = ((4, 2, 1), (4, 2, 1), (4, 1, 1), (8, 1, 1), (8, 2, 1))
 
@@ -122,13 +131,14 @@ class CaeConfig:
             "pixels": self.pixel_channels[-1] if self.pixel_channels else 0,
             "regions": REGION_NUMBERS,
             "relations": RELATION_NUMBERS,
+            "size": SIZE_NUMBERS,
         }
         return {part: sizes[part] for part in self.vector}
 
     @property
     def crop_size(self) -> int:
         """Side in pixels of the crops that `Cae.encode` takes; 0 where it needs none."""
-        if {"regions", "relations"} & set(self.vector):
+        if _MEASURED & set(self.vector):
             return self.image_size
         return self.pixel_size if "pixels" in self.vector else 0
 
@@ -277,21 +287,24 @@ class Cae(nnx.Module):
         features: Float[AnyArray, "b h w c"],
         foreground: Float[AnyArray, "b h w"] | None = None,
         crops: Float[AnyArray, "b s s 3"] | None = None,
+        areas: Float[AnyArray, " b"] | None = None,
     ) -> Float[Array, "b n"]:
         """The representation of a cell, nothing masked: the parts that `CaeConfig.vector` names, one behind the other.
 
         "cls" is the encoder's cls token, the original's vector; "tokens" mean and sd over the cell of the encoder's
         tokens; "features" the same of the standardised features themselves; "pixels" the pixel encoder's vector;
-        "regions" and "relations" `regions.region_statistics` and `regions.relation_statistics` of the crop.
+        "regions", "relations" and "size" `regions.region_statistics`, `regions.relation_statistics` and
+        `regions.size_statistics` of the crop.
 
         Args:
           features: (B, grid, grid, width), LoRA-SAM's tokens.
           foreground: share of each token that is cell, 0..1; None for 1 everywhere.
-          crops: the cell alone on grey, 0..1, side `config.crop_size`; "pixels", "regions" and "relations" need
+          crops: the cell alone on grey, 0..1, side `config.crop_size`; "pixels", "regions", "relations" and "size" need
             them.
+          areas: of the cells, in pixels of their images; "size" needs them.
 
         Raises:
-          ValueError: no crops, or of another size, where they are needed.
+          ValueError: no crops, or of another size, or no areas, where they are needed.
         """
         config = self.config
         tokens = self._tokens(features)
@@ -315,6 +328,10 @@ class Cae(nnx.Module):
                 parts["regions"] = region_statistics(crops)
             if "relations" in config.vector:
                 parts["relations"] = relation_statistics(crops)
+            if "size" in config.vector:
+                if areas is None:
+                    raise ValueError("this autoencoder's vector needs the areas of the cells")
+                parts["size"] = size_statistics(crops, areas)
         return jnp.concatenate([parts[part] for part in config.vector], axis=-1)
 
     def encode_pixels(self, crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b p"]:

@@ -52,6 +52,9 @@ REGION_NUMBERS = (
 RELATION_NUMBERS = 7 * _CHANNELS + _PATTERN_NUMBERS + _BANDS + _SHAPE
 """Of `relation_statistics`."""
 
+SIZE_NUMBERS = 3
+"""Of `size_statistics`."""
+
 
 def region_statistics(crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b n"]:
     """Numbers a pathologist would ask for, `REGION_NUMBERS` a cell; no weight takes part.
@@ -104,6 +107,23 @@ def relation_statistics(crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b n"
     of_nucleus, of_cytoplasm = found.bands
     bands = jnp.log((of_nucleus + _STILL) / (of_cytoplasm + _STILL))
     return jnp.concatenate([*relations, *skews, found.patterns, found.shape, bands], axis=-1)
+
+
+def size_statistics(crops: Float[AnyArray, "b s s 3"], areas: Float[AnyArray, " b"]) -> Float[Array, "b 3"]:
+    """Natural logarithms of the areas of the cell, its nucleus and its cytoplasm, in pixels of the image.
+
+    A magnification adds the same to each of them for all of a laboratory's cells: in its own units lymphocytes are
+    small and monocytes large, whatever the microscope. Crops alone cannot tell, for all cells fill them alike.
+
+    Args:
+      crops: as for `region_statistics`; they tell the nucleus's share.
+      areas: of the whole cells, in pixels of their images.
+    """
+    _, _, cell, nucleus, cytoplasm = _parts(crops)
+    whole, *parts = (region.sum(axis=(1, 2)) for region in (cell, nucleus, cytoplasm))
+    # Half a pixel more, for a cell without one of the two.
+    shares = [jnp.log((part + 0.5) / (whole + 1)) for part in parts]
+    return jnp.log(jnp.maximum(areas, 1))[:, None] + jnp.stack([jnp.zeros_like(shares[0]), *shares], axis=-1)
 
 
 class _Parts(NamedTuple):

@@ -32,7 +32,7 @@ class EmbedSettings:
 @nnx.jit
 def _encode(model: Cae, batch: Mapping[str, AnyArray]) -> jax.Array:
     foreground, crops = (batch[name].astype(jnp.float32) / 255 for name in ("foreground", "crop"))
-    return model.encode(batch["feature"].astype(jnp.float32), foreground, crops)
+    return model.encode(batch["feature"].astype(jnp.float32), foreground, crops, batch.get("area"))
 
 
 def embed(
@@ -69,11 +69,12 @@ def embed(
     vectors = []
     # A vector that needs no crop gets one that costs nothing.
     size, crop_size = settings.batch_size, model.config.crop_size or 1
+    fields = ("feature", "foreground", *(("area",) if "size" in model.config.vector else ()))
     with tqdm(total=len(store), desc="embedding", unit="cell", disable=not progress) as bar:
         for start in range(0, len(store), size):
             count = min(size, len(store) - start)
             places = np.minimum(np.arange(start, start + size), len(store) - 1).tolist()  # one compiled shape
-            batch = {name: np.stack([store[name][place] for place in places]) for name in ("feature", "foreground")}
+            batch = {name: np.stack([store[name][place] for place in places]) for name in fields}
             batch["crop"] = np.stack([small_crop(store["crop"][place], crop_size) for place in places])
             vectors.append(np.asarray(_encode(model, batch))[:count])
             bar.update(count)

@@ -48,9 +48,9 @@ def extract(
     """Run the segmenter over all cells.
 
     Writes `out/store` with the fields "feature" (grid, grid, C), "crop" uint8 (S, S, 3), the cell alone on grey,
-    "foreground" uint8 (grid, grid), how much of each token is cell, and "empty" bool, True where no mask was found and
-    crop and foreground are of the whole image (see `cut.CutCells`); and `out/samples.npz` (pictures). A killed run goes
-    on behind its last shard.
+    "foreground" uint8 (grid, grid), how much of each token is cell, "area" float32 (), of the cell in pixels of its
+    image, and "empty" bool, True where no mask was found and all of these are of the whole image (see `cut.CutCells`);
+    and `out/samples.npz` (pictures). A killed run goes on behind its last shard.
 
     Args:
       manifest: the cells.

@@ -132,9 +132,9 @@ def extract_images(
 ) -> Done:
     """Write what an autoencoder learns from into the store `out` (see `store`), in the order of `images`.
 
-    Fields "feature", "crop", "foreground", "area" and "empty" as the stage `extract` writes them; `out/images.parquet` tells of
-    every image its "id", the columns that came along ("laboratory", "label", ..), "source", and in "reason" why
-    there is nothing of it, or null. The same call goes on with the shards that are missing, with any number of
+    Fields "feature", "crop", "foreground", "area" and "empty" as the stage `extract` writes them; `out/images.parquet`
+    tells of every image its "id", the columns that came along ("laboratory", "label", ..), "source", and in "reason"
+    why there is nothing of it, or null. The same call goes on with the shards that are missing, with any number of
     processes.
 
     Args:

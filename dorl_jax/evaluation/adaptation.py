@@ -56,8 +56,8 @@ def self_train(
     """A classifier fitted on labelled cells and, in every round anew, on the surest of the unlabelled ones.
 
     Class-balanced self-training (Zou et al., "Unsupervised domain adaptation for semantic segmentation via
-    class-balanced self-training", ECCV 2018): of the cells called each class the same share, so that a rare class is not
-    crowded out by a common, easy one; it grows evenly from round to round, to 0.8 in the last.
+    class-balanced self-training", ECCV 2018): of the cells called each class the same share, so that a rare class is
+    not crowded out by a common, easy one; it grows evenly from round to round, to 0.8 in the last.
 
     Args:
       make: an unfitted classifier with `fit`, `predict_proba` and `classes_`.

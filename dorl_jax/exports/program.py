@@ -86,7 +86,7 @@ def write_program(
     header = {
         "format": _FORMAT,
         "functions": {"margin": ["images"], "vector": taken},
-        "inputs": {name: f"{_type_of(name)} (b{''.join(f', {side}' for side in shape)})" for name, shape in shapes.items()},
+        "inputs": {name: f"{_type_of(name)} ({', '.join(['b', *map(str, shape)])})" for name, shape in shapes.items()},
         "weights": names,
         "platforms": PLATFORMS,
         "preprocessing": {

@@ -165,11 +165,16 @@ def test_the_parts_are_what_their_names_say(cells: Cells) -> None:
     """Colour ends with the histograms, and shape begins with that of the cell."""
     crop = cells.crops[0]
     mask = cell_mask(crop)
-    colour, texture, shape = np.split(colour_texture(crop), np.cumsum(list(PARTS.values()))[:-1])
+    colour, texture, shape, size = np.split(colour_texture(crop), np.cumsum(list(PARTS.values()))[:-1])
     histograms = _histograms(_channels(crop)[mask])
     np.testing.assert_allclose(colour[-len(histograms) :], histograms, rtol=1e-5)
     np.testing.assert_allclose(shape[:SHAPE_NUMBERS], shape_numbers(mask), rtol=1e-5)
     assert (len(texture), len(shape)) == (PARTS["texture"], PARTS["shape"])
+    assert size[0] == pytest.approx(np.log(mask.sum()))
+    of_image = colour_texture(crop, area=1000.0)[-PARTS["size"] :]
+    assert of_image[0] == pytest.approx(np.log(1000))
+    np.testing.assert_allclose(of_image - size, np.log(1000 / mask.sum()), rtol=1e-5)
+    assert np.exp(of_image[1:]).sum() == pytest.approx(1000, abs=2)
 
 
 def test_the_stretch_of_the_crop_is_undone() -> None:
@@ -188,5 +193,5 @@ def test_the_stretch_of_the_crop_is_undone() -> None:
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_crops_without_a_cell_have_finite_vectors(value: int) -> None:
     vector = colour_texture(np.full((128, 128, 3), value, np.uint8), np.zeros((14, 14), np.uint8))
-    assert len(vector) == 283
+    assert len(vector) == 286
     assert np.isfinite(vector).all()

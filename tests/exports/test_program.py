@@ -24,7 +24,7 @@ from dorl_jax.data.resize import resize_image
 from dorl_jax.dorl import DoRL
 from dorl_jax.exports.program import PLATFORMS, write_program
 from dorl_jax.models import Cae, CaeConfig, ImageEncoderConfig, LoraConfig, LoraSam, MaskDecoderConfig, SamConfig
-from dorl_jax.models.regions import REGION_NUMBERS
+from dorl_jax.models.regions import REGION_NUMBERS, SIZE_NUMBERS
 
 # As the documentation says, after a ban on what must not be needed.
 ALONE = """
@@ -140,7 +140,7 @@ def test_a_run_is_exported(symbols, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_two_functions_with_the_cut_between(symbols, tmp_path: Path) -> None:
     """Images of any size, a window, and a vector of all that it can be made of."""
     config = replace(
-        CAE, vector=("cls", "tokens", "features", "pixels", "regions"), pixel_channels=(8, 16), pixel_size=16
+        CAE, vector=("cls", "tokens", "features", "pixels", "regions", "size"), pixel_channels=(8, 16), pixel_size=16
     )
     dorl = DoRL.load(write_small_run(tmp_path / "run", cae=config))
     dorl.lora_sam.config = replace(dorl.lora_sam.config, light="white_patch")
@@ -150,13 +150,14 @@ def test_two_functions_with_the_cut_between(symbols, tmp_path: Path) -> None:
     images = [rng.integers(0, 256, (40 + 7 * place, 60 - 5 * place, 3), np.uint8) for place in range(4)]
     expected = dorl.embed(images, batch_size=4)
     header, functions = load(path)
-    assert header["functions"]["vector"] == ["windows", "foreground", "crops"]
+    assert header["functions"]["vector"] == ["windows", "foreground", "crops", "areas"]
+    assert header["inputs"]["areas"] == "float32 (b)"
     images = [in_light(image, header["preprocessing"]["light"]) for image in images]
     margins = functions["margin"](np.stack([resize_image(image, 32) for image in images]))
     cut = cut_cells(images, margins, dorl.cae.config.image_size, 4, zoom=header["preprocessing"]["zoom"], view_size=32)
     assert not cut.empty.all()
-    found = functions["vector"](cut.views, cut.foreground, cut.crops)
-    assert found.shape == (4, 24 + 48 + 48 + 16 + REGION_NUMBERS)
+    found = functions["vector"](cut.views, cut.foreground, cut.crops, cut.areas)
+    assert found.shape == (4, 24 + 48 + 48 + 16 + REGION_NUMBERS + SIZE_NUMBERS)
     learned = 24 + 48 + 48 + 16
     for part in (np.s_[:, :learned], np.s_[:, learned:]):
         np.testing.assert_allclose(found[part], expected[part], atol=1e-5 * np.abs(expected[part]).max())

@@ -21,6 +21,7 @@ from dorl_jax.models.regions import (
     otsu,
     region_statistics,
     relation_statistics,
+    size_statistics,
 )
 
 SIDE = 64
@@ -198,3 +199,19 @@ def test_no_cell_gives_finite_numbers():
     for statistics in (region_statistics, relation_statistics):
         for grey in (128 / 255, 0.0):
             assert np.isfinite(statistics(np.full((1, SIDE, SIDE, 3), grey, np.float32))).all()
+
+
+def test_sizes_are_logarithms_of_areas_in_the_image(crops):
+    """Nucleus and cytoplasm of the first cell as they were drawn, but for the rim that the mask leaves out."""
+    y, x = np.mgrid[:SIDE, :SIDE]
+    whole = cv2.erode((np.hypot(y - 32, x - 32) < 26).astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=0).sum()
+    nucleus = (np.hypot(y - 30, x - 34) < 11).sum()
+    areas = np.array([5000.0, 80.0], np.float32)
+    found = np.asarray(size_statistics(jnp.asarray(crops, jnp.float32) / 255, areas))
+    np.testing.assert_allclose(found[:, 0], np.log(areas), rtol=1e-6)
+    np.testing.assert_allclose(np.exp(found[0, 1:]) / 5000, [nucleus / whole, 1 - nucleus / whole], rtol=0.02)
+    # Of another magnification: the same for all, and for all three alike.
+    larger = np.asarray(size_statistics(jnp.asarray(crops, jnp.float32) / 255, 4 * areas))
+    np.testing.assert_allclose(larger - found, np.log(4), rtol=1e-5)
+    nothing = np.asarray(size_statistics(jnp.full((1, SIDE, SIDE, 3), 128 / 255), np.zeros(1, np.float32)))
+    assert np.isfinite(nothing).all()

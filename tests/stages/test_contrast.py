@@ -22,7 +22,14 @@ from dorl_jax.models import Cae, LoraSam
 from dorl_jax.models.cae import random_kept
 from dorl_jax.models.pixel_encoder import shrink
 from dorl_jax.models.pooling import foreground_statistics
-from dorl_jax.models.regions import REGION_NUMBERS, RELATION_NUMBERS, region_statistics, relation_statistics
+from dorl_jax.models.regions import (
+    REGION_NUMBERS,
+    RELATION_NUMBERS,
+    SIZE_NUMBERS,
+    region_statistics,
+    relation_statistics,
+    size_statistics,
+)
 from dorl_jax.stages.embed import EmbedSettings, embed
 from dorl_jax.stages.extract import ExtractSettings, extract
 from dorl_jax.stages.finetune_sam import FinetuneSettings, _make_model
@@ -43,7 +50,7 @@ SETTINGS = CaeSettings(
     contrast_weight=0.5,
     pixel_channels=(8, 16),
     pixel_size=16,
-    vector=("pixels", "features", "cls", "tokens", "regions", "relations"),
+    vector=("pixels", "features", "cls", "tokens", "regions", "relations", "size"),
 )
 
 
@@ -81,10 +88,11 @@ def test_the_parts_of_the_vector(cells: Manifest, run: Path) -> None:
         foreground_statistics(encoded[:, 1:], foreground),
         region_statistics(crops),
         relation_statistics(crops),
+        size_statistics(crops, np.stack([store["area"][place] for place in range(len(store))])),
     ]
     np.testing.assert_allclose(vectors, np.concatenate(parts, axis=1), rtol=1e-3, atol=1e-4)
     sizes = {"pixels": 16, "features": 384, "cls": 192, "tokens": 384}
-    sizes |= {"regions": REGION_NUMBERS, "relations": RELATION_NUMBERS}
+    sizes |= {"regions": REGION_NUMBERS, "relations": RELATION_NUMBERS, "size": SIZE_NUMBERS}
     assert read_latents(path).parts == sizes
     assert vectors.shape[1] == model.config.vector_size == sum(sizes.values())
     # ... and those of images that come without a store

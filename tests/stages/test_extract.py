@@ -99,6 +99,7 @@ def test_cut_cells_is_each_cell_by_itself() -> None:
         mask = mask_at(margins[place], *image.shape[:2])
         np.testing.assert_array_equal(cut.crops[place], cell_crop(image, mask, 24))
         np.testing.assert_array_equal(cut.views[place], resize_image(cell_view(image, mask, 1.5), 20))
+        assert cut.areas[place] == (70 * 79 if place == 1 else np.count_nonzero(mask))
     assert cut_cells(images, margins, 24, 5).views is None
 
 

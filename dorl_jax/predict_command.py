@@ -10,7 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from dorl_jax.errors import InputError
-from dorl_jax.evaluation.adaptation import Adaptation
+from dorl_jax.evaluation.adaptation import ROUNDS, Adaptation
 from dorl_jax.evaluation.classifier_names import CLASSIFIERS
 from dorl_jax.files import replacing
 from dorl_jax.vectors import PROVENANCE, read_vectors
@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
         metavar="VECTORS",
         help="unlabelled cells of the laboratories it is for, as `dorl-jax embed` wrote them",
     )
-    train.add_argument("--rounds", type=int, default=8, help="of training on them (default: 8)")
+    train.add_argument("--rounds", type=int, default=ROUNDS, help=f"of training on them (default: {ROUNDS})")
     train.add_argument("--seed", type=int, default=1234, help="of the fit (default: 1234)")
     predict = commands.add_parser("predict", help=_PREDICT, description=_PREDICT)
     predict.add_argument(

@@ -34,7 +34,7 @@ from sklearn.preprocessing import StandardScaler
 
 from dorl_jax import config
 from dorl_jax.errors import InputError, name_some
-from dorl_jax.evaluation.adaptation import TRAINING_ON, Adaptation, self_train
+from dorl_jax.evaluation.adaptation import ROUNDS, TRAINING_ON, Adaptation, self_train
 from dorl_jax.evaluation.experts import unfitted
 from dorl_jax.evaluation.fitted import in_laboratory_units
 from dorl_jax.evaluation.latents import Latents, read_latents
@@ -49,7 +49,6 @@ SCALINGS: dict[str, Adaptation] = {
     "self-training": "self_training",
     "co-training": "co_training",
 }
-ROUNDS = 8
 # macro-F1 a second time over the classes of which the target has as many cells
 ENOUGH = 10
 

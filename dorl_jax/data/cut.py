@@ -74,7 +74,7 @@ def cut_cells(
         np.full(mask.shape, 255, np.uint8) if none else mask * np.uint8(255)
         for mask, none in zip(masks, empty, strict=True)
     ]
-    areas = np.array([mask.size if none else mask.sum() for mask, none in zip(masks, empty, strict=True)], np.float32)
+    areas = np.array([np.count_nonzero(share) for share in shares], np.float32)
     views = None
     if zoom:
         pairs = zip(images, masks, strict=True)

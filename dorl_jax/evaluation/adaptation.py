@@ -22,8 +22,10 @@ ADAPTATIONS = {
     "parts 'pixels' and 'relations' are in the source's units",
 }
 
+ROUNDS = 8
+"""Of self-training and co-training, unless another number is asked for."""
 
-# Of the target's cells, how many the last round of self-training trusts.
+# Of the target's cells, how many the last round trusts.
 _LAST_SHARE = 0.8
 
 

@@ -16,7 +16,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from dorl_jax import __version__
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError, name_some
-from dorl_jax.evaluation.adaptation import TRAINING_ON, Adaptation, self_train
+from dorl_jax.evaluation.adaptation import ROUNDS, TRAINING_ON, Adaptation, self_train
 from dorl_jax.evaluation.classifiers import make_classifier
 from dorl_jax.evaluation.experts import Experts, in_units, unfitted
 from dorl_jax.evaluation.familiarity import Familiarity, Reference, fit_familiarity
@@ -97,7 +97,7 @@ def fit_classifier(
     adaptation: Adaptation = "none",
     seed: int = 1234,
     unlabelled: Vectors | None = None,
-    rounds: int = 8,
+    rounds: int = ROUNDS,
 ) -> FittedClassifier:
     """Fit one of the method's classifiers to all cells that have a label.
 

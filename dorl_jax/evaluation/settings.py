@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dorl_jax.config import setting
-from dorl_jax.evaluation.adaptation import ADAPTATIONS
+from dorl_jax.evaluation.adaptation import ADAPTATIONS, ROUNDS
 from dorl_jax.evaluation.classifier_names import CLASSIFIERS
 
 
@@ -31,7 +31,7 @@ class ProtocolSettings:
     adapt_from: Literal["all", "others"] = setting(
         "all", "cells of the target that adaptation sees: all, or for each tested part the others"
     )
-    rounds: int = setting(8, "rounds of self-training and co-training")
+    rounds: int = setting(ROUNDS, "rounds of self-training and co-training")
     leave_one_out: bool = setting(True, "also train on all laboratories but the tested one, where there are three")
     tested: Literal["all", "unseen"] = setting(
         "all", "cells that are tested: all, or those that the making of the vectors has not seen"

@@ -143,6 +143,8 @@ def _margin(segmenter: LoraSam, cae: Cae, images: Any) -> Any:
 
 
 def _vector(taken: list[str], segmenter: LoraSam, cae: Cae, images: Any, *others: Any) -> Any:
-    given = dict(zip(taken[1:], others, strict=True))
-    given |= {name: array.astype(jnp.float32) / 255 for name, array in given.items() if name != "areas"}
+    given = {
+        name: array.astype(jnp.float32) / 255 if _type_of(name) == "uint8" else array
+        for name, array in zip(taken[1:], others, strict=True)
+    }
     return cae.encode(segmenter.sam.encode_image(images)["tokens"], **given).astype(jnp.float32)

@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
@@ -185,15 +185,23 @@ def _add_settings(command: argparse.ArgumentParser, stage: Stage) -> None:
         return
     command.set_defaults(section=stage.section)
     group = command.add_argument_group("settings", "override those of the settings file")
-    settings_type: Any = RunSettings.__dataclass_fields__[stage.section].type
-    for field in dataclasses.fields(settings_type):
+    for name, field in _settings_of(RunSettings.__dataclass_fields__[stage.section].type):
         default = "none" if field.default in ("", ()) else field.default
         group.add_argument(
-            "--" + field.name.replace("_", "-"),
-            dest=f"setting_{field.name}",
+            "--" + name.replace("_", "-"),
+            dest=f"setting_{name}",
             metavar="VALUE",
             help=f"{field.metadata['help']} (default: {default})".replace("%", "%%"),
         )
+
+
+def _settings_of(settings_type: Any, before: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Dotted name and field of every setting."""
+    for field in dataclasses.fields(settings_type):
+        if dataclasses.is_dataclass(field.type):
+            yield from _settings_of(field.type, f"{before}{field.name}.")
+        else:
+            yield before + field.name, field
 
 
 def _log_to(path: Path | None, *, quiet: bool) -> None:

@@ -23,9 +23,10 @@ import numpy as np
 from recipe_figures import Score, across, in_domain, score
 
 from dorl_jax import config
-from dorl_jax.baselines import BaselineSettings, baselines, read_baseline
+from dorl_jax.baselines.settings import BASELINES, BaselineSettings
 from dorl_jax.data.manifest import load_cells
 from dorl_jax.evaluation.latents import Latents
+from dorl_jax.stages.baselines import baselines, read_baseline
 from dorl_jax.stages.run import RunSettings
 
 _SCALINGS = ("source", "own", "self-training", "co-training")
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the baselines")
     options = parser.parse_args()
     settings = config.build(Settings, {}, dict(text.partition("=")[::2] for text in options.set)).baselines
+    settings = replace(settings, names=settings.names or tuple(BASELINES))
     if options.held_out:
         held_out(options.runs, settings)
     else:

@@ -7,8 +7,6 @@ decoders are a setting.
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +17,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from dorl_jax.baselines.cells import Cells
 from dorl_jax.baselines.fitting import autoencoder_batches, compiled_step, encode_all, fit, image_target
-from dorl_jax.config import setting
+from dorl_jax.baselines.settings import AeCfeSettings
 from dorl_jax.errors import InputError
 from dorl_jax.losses import mean_discrepancy, ssim
 from dorl_jax.models.conv import ConvTranspose, conv2d
@@ -35,19 +33,6 @@ _GROUPS = (20, 30, 10, 10, 20)
 # (kernel, stride) of the decoders: 1 to 5, 12, 14; and on to 31, 63, 127, 128, 128, or 31, 63, 64, 64.
 _FEATURE_DECODER = ((5, 1), (4, 2), (3, 1))
 _IMAGE_DECODERS = {128: ((5, 2), (3, 2), (3, 2), (2, 1), (1, 1)), 64: ((5, 2), (3, 2), (2, 1), (1, 1))}
-
-
-@dataclass(frozen=True)
-class AeCfeSettings:
-    """AE-CFE's autoencoder; what is not the original's says so."""
-
-    steps: int = setting(300, "optimiser steps (the original: 150 epochs)")
-    batch_size: int = setting(32, "cells a step (the original: 500)")
-    learning_rate: float = setting(1e-3, "of Adam, falling to 0 with a cosine (the original: constant)")
-    discrepancy: float = setting(5.0, "weight of the distance between means and covariances of laboratories")
-    latent: int = setting(50, "size of the vector")
-    image_size: Literal[64, 128] = setting(64, "side of the image that is drawn, in pixels (the original: 128)")
-    image_channels: int = setting(32, "channels of the image decoder (the original: 200 to 128)")
 
 
 class AeCfe(nnx.Module):

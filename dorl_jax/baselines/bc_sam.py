@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +17,7 @@ from dorl_jax.baselines.fitting import (
     gather_statistics,
     image_target,
 )
-from dorl_jax.config import setting
+from dorl_jax.baselines.settings import BcSamSettings
 from dorl_jax.losses import mean_discrepancy, ssim
 from dorl_jax.models.conv_autoencoder import ConvAutoencoder, ConvAutoencoderConfig
 from dorl_jax.training.optim import adamw, warmup_cosine
@@ -28,19 +26,6 @@ from dorl_jax.training.step import LossFunction
 _WIDTH = ConvAutoencoderConfig().width
 # The decoder's layer from 63 to 127 pixels.
 _LAST_DOUBLING = 5
-
-
-@dataclass(frozen=True)
-class BcSamSettings:
-    """BC-SAM's autoencoder; what is not the original's says so."""
-
-    steps: int = setting(300, "optimiser steps (the original: 10 epochs)")
-    batch_size: int = setting(32, "cells a step (the original: 128)")
-    learning_rate: float = setting(5e-4, "of AdamW, falling to 0 with a cosine (the original: constant)")
-    weight_decay: float = setting(0.05, "of AdamW")
-    discrepancy: float = setting(5.0, "weight of the distance between the means of laboratories")
-    latent: int = setting(50, "size of the vector")
-    image_size: Literal[64, 128] = setting(64, "side of the image that is drawn, in pixels (the original: 128)")
 
 
 def bc_sam(cells: Cells, settings: BcSamSettings, seed: int, *, progress: bool = True) -> Float32[np.ndarray, "n d"]:

@@ -94,6 +94,7 @@ class Cells:
             groups=groups if (groups != "").any() else None,
             seen=np.where(laboratories == source, "labelled", seen),
             parts=parts,
+            serves=source,
         )
 
 

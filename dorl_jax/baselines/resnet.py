@@ -8,7 +8,6 @@ laboratory would know that laboratory's labels already.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import cv2
 import jax
@@ -21,7 +20,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from dorl_jax.baselines.cells import Cells
 from dorl_jax.baselines.colour_texture import cell_mask
 from dorl_jax.baselines.fitting import compiled_step, encode_all, fit
-from dorl_jax.config import setting
+from dorl_jax.baselines.settings import ResNetSettings
 from dorl_jax.data.augment import Augmentation, augment
 from dorl_jax.errors import InputError
 from dorl_jax.models.conv import Conv3x3
@@ -30,22 +29,6 @@ from dorl_jax.training.optim import adamw, warmup_cosine
 from dorl_jax.training.step import LossFunction
 
 _GREY = 128
-
-
-@dataclass(frozen=True)
-class ResNetSettings:
-    """A residual network for each source laboratory and fold."""
-
-    steps: int = setting(250, "optimiser steps of each network")
-    batch_size: int = setting(32, "cells a step, of all classes alike often")
-    learning_rate: float = setting(2e-3, "of AdamW, falling to 0 with a cosine")
-    weight_decay: float = setting(0.05, "of AdamW")
-    smoothing: float = setting(0.1, "share of the labels spread over all classes")
-    size: int = setting(64, "side of the crops in pixels, a multiple of 16")
-    width: int = setting(16, "channels of the first stage; they double in each of the three that follow")
-    folds: int = setting(5, "networks of each source, each without one fold of it")
-    stain: float = setting(1.0, "strength of the random change of the dyes")
-    white_balance: float = setting(1.0, "strength of the random change of the light")
 
 
 class Block(nnx.Module):

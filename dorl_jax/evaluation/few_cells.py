@@ -38,7 +38,7 @@ def few_cells(
 
     Args:
       cells: laboratories and classes.
-      runs: the vectors.
+      runs: the vectors; those that serve one source alone are left out.
       classifier: fitted on all cells of all other laboratories, each in its own units.
       sizes: numbers of unlabelled target cells, at least 2 each.
       seed: of the draws, which all runs share, and of the classifier.
@@ -48,7 +48,7 @@ def few_cells(
     found = []
     for run in runs:
         plain, own = run.latents.vectors, standardise_by_laboratory(run.latents).vectors
-        for target in run.targets:
+        for target in run.targets if set(run.sources) == set(cells.laboratories.tolist()) else ():
             inside = np.flatnonzero(cells.laboratories == target)
             outside = np.flatnonzero(cells.laboratories != target)
             possible = [size for size in sizes if 2 * size <= len(inside)]

@@ -19,6 +19,7 @@ from dorl_jax.vectors import PROVENANCE
 
 # In the file's metadata.
 _PARTS = b"dorl_jax_parts"
+_SERVES = b"dorl_jax_serves"
 _COLUMNS = ("id", "laboratory", "label", "vector")
 
 SEEN = ("no", "unlabelled", "labelled")
@@ -39,6 +40,8 @@ class Latents:
       seen: of each cell, one of `SEEN`. None where nothing is known.
       parts: what the vector is made of, one behind the other (see `CaeConfig.vector`): name -> numbers. None for one
         whole.
+      serves: the laboratory with whose classes the vectors were made, so that they are for classifiers that are trained
+        on it alone: on another, a classifier would have been told two laboratories' classes. "" for any source.
     """
 
     ids: Shaped[np.ndarray, " n"]
@@ -48,6 +51,7 @@ class Latents:
     groups: Shaped[np.ndarray, " n"] | None = None
     seen: Shaped[np.ndarray, " n"] | None = None
     parts: Mapping[str, int] | None = None
+    serves: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,8 +61,8 @@ def write_latents(latents: Latents, path: Path, provenance: Mapping[str, Any] | 
     """Write Parquet with the columns id, laboratory, label (string) and vector (fixed-size list of float32).
 
     Columns group and seen (string) are written where they are known. What made the vectors, plain values, goes into the
-    file's metadata, as in what `dorl-jax embed IMAGES` writes; the parts of the vector, too. The file appears whole or
-    not at all.
+    file's metadata, as in what `dorl-jax embed IMAGES` writes; the parts of the vector and the laboratory it serves,
+    too. The file appears whole or not at all.
 
     Raises:
       InputError: a repeated id, an empty text, or a vector that is not finite.
@@ -77,6 +81,8 @@ def write_latents(latents: Latents, path: Path, provenance: Mapping[str, Any] | 
     metadata = {PROVENANCE: json.dumps(dict(provenance), sort_keys=True)} if provenance else {}
     if latents.parts is not None:
         metadata[_PARTS] = json.dumps(dict(latents.parts))
+    if latents.serves:
+        metadata[_SERVES] = latents.serves
     table = pa.table(columns).replace_schema_metadata(metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
@@ -115,6 +121,7 @@ def read_latents(path: Path) -> Latents:
         groups=_texts(table, "group", path, ids) if "group" in table.column_names else None,
         seen=_texts(table, "seen", path, ids) if "seen" in table.column_names else None,
         parts=_parts(table, path),
+        serves=(table.schema.metadata or {}).get(_SERVES, b"").decode(),
     )
     _check(latents, path)
     return latents

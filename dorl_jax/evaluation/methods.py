@@ -17,7 +17,8 @@ class Method:
     Attributes:
       name: in the tables.
       latents: vectors of the same cells, one for each seed of the training. Where a method is trained anew for each
-        laboratory held out, there is one for each of these, too: `Latents.seen` tells them apart.
+        laboratory held out, there is one for each of these, too: `Latents.seen` tells them apart; where it is trained
+        on the classes of each source, one for each source (`Latents.serves`).
     """
 
     name: str
@@ -34,6 +35,7 @@ class Run:
       latents: the vectors, in the order of cells that all runs share.
       targets: laboratories it is tested on. Of a method with files that leave laboratories out and others, each file
         that leaves some out is tested on these alone.
+      sources: laboratories of which classifiers on it are trained, each alone or several together.
       mark: hash of the vectors.
     """
 
@@ -41,6 +43,7 @@ class Run:
     seed: int
     latents: Latents
     targets: tuple[str, ...]
+    sources: tuple[str, ...]
     mark: str
 
 
@@ -70,16 +73,21 @@ def align(methods: Sequence[Method]) -> tuple[Latents, list[Run]]:
     runs = []
     for method in methods:
         ordered = _ordered(cells, method)
-        patterns = [b"" if one.seen is None else one.seen.astype("<U10").tobytes() for one in ordered]
-        several = len(set(patterns)) > 1
+        patterns = [(one.serves, b"" if one.seen is None else one.seen.astype("<U10").tobytes()) for one in ordered]
+        several = any(len({seen for serves, seen in patterns if serves == one.serves}) > 1 for one in ordered)
         for number, one in enumerate(ordered):
             left_out = _left_out(one, laboratories) if several else []
+            if one.serves and one.serves not in laboratories:
+                raise InputError(
+                    f"method {method.name!r} has vectors for classifiers of {one.serves!r}, of which there is no cell"
+                )
             runs.append(
                 Run(
                     method.name,
                     patterns[:number].count(patterns[number]),
                     one,
                     tuple(left_out or laboratories),
+                    (one.serves,) if one.serves else tuple(laboratories),
                     hashlib.sha256(str(one.vectors.shape).encode() + one.vectors.tobytes()).hexdigest(),
                 )
             )
@@ -99,14 +107,14 @@ def _ordered(cells: Latents, method: Method) -> list[Latents]:
                 "Methods are compared on the same cells"
             )
         order = np.argsort([place[name] for name in one.ids.tolist()])
-        again = Latents(
-            one.ids[order],
-            one.laboratories[order],
-            one.labels[order],
-            np.ascontiguousarray(one.vectors[order]),
-            None if one.groups is None else one.groups[order],
-            None if one.seen is None else one.seen[order],
-            one.parts,
+        again = replace(
+            one,
+            ids=one.ids[order],
+            laboratories=one.laboratories[order],
+            labels=one.labels[order],
+            vectors=np.ascontiguousarray(one.vectors[order]),
+            groups=None if one.groups is None else one.groups[order],
+            seen=None if one.seen is None else one.seen[order],
         )
         for what, mine, theirs in (
             ("laboratory", again.laboratories, cells.laboratories),

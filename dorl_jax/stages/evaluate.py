@@ -18,7 +18,7 @@ from dorl_jax.evaluation.few_cells import few_cells
 from dorl_jax.evaluation.heat_maps import panels
 from dorl_jax.evaluation.invariance import MISSING, measure_invariance
 from dorl_jax.evaluation.invariance_columns import InvarianceColumns
-from dorl_jax.evaluation.latents import read_latents
+from dorl_jax.evaluation.latents import Latents, read_latents
 from dorl_jax.evaluation.methods import Method
 from dorl_jax.evaluation.predictions import write_predictions
 from dorl_jax.evaluation.protocol import Evaluation, Fit, judge
@@ -35,6 +35,7 @@ def evaluate(
     settings: EvaluateSettings,
     progress: bool = True,
     groups: Mapping[str, str] | None = None,
+    baselines: Mapping[str, tuple[Latents, ...]] | None = None,
 ) -> Evaluation:
     """Judge latent vectors across laboratories (see `dorl_jax.evaluation.protocol.judge`).
 
@@ -50,6 +51,7 @@ def evaluate(
       settings: see `EvaluateSettings`.
       progress: show a progress bar.
       groups: id -> group of cells that must stay together, in place of those that the file names.
+      baselines: other methods of the run, to be judged beside it: name -> vectors (see `Method`).
 
     Raises:
       InputError: latents that cannot be read or judged, or settings out of range.
@@ -57,7 +59,8 @@ def evaluate(
     latents = read_latents(latents_path)
     if groups is not None:
         latents = replace(latents, groups=np.array([groups.get(id, "") for id in latents.ids.tolist()]))
-    methods = [Method(settings.name, (latents,)), *read_methods(settings.beside)]
+    others = [Method(name, vectors) for name, vectors in (baselines or {}).items()]
+    methods = [Method(settings.name, (latents,)), *others, *read_methods(settings.beside)]
     return evaluate_methods(methods, out, settings, progress)
 
 

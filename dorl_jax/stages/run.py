@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dorl_jax import __version__, config
+from dorl_jax.baselines.settings import BaselineSettings
 from dorl_jax.data.groups import cached_groups
 from dorl_jax.data.manifest import Manifest, load_cells
 from dorl_jax.dorl import DoRL
@@ -38,6 +39,7 @@ class RunSettings:
     extract: ExtractSettings = field(default_factory=ExtractSettings)
     train_cae: CaeSettings = field(default_factory=CaeSettings)
     embed: EmbedSettings = field(default_factory=EmbedSettings)
+    baselines: BaselineSettings = field(default_factory=BaselineSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
 
@@ -134,14 +136,40 @@ def _embed(run: Run) -> Any:
     )
 
 
+def _baselines(run: Run) -> Any:
+    if not run.settings.baselines.names:
+        return None
+    from dorl_jax.stages.baselines import baselines  # only here: scikit-learn takes seconds to import
+
+    return baselines(
+        run.cells(),
+        run.folder / "extract" / "store",
+        run.folder / "baselines",
+        run.settings.baselines,
+        unseen=run.settings.data.unseen,
+        progress=run.progress,
+    )
+
+
 def _evaluate(run: Run) -> Any:
-    from dorl_jax.stages.evaluate import evaluate  # only here: scikit-learn and plots take seconds to import
+    # only here: scikit-learn and plots take seconds to import
+    from dorl_jax.stages.baselines import read_baseline
+    from dorl_jax.stages.evaluate import evaluate
 
     settings, out = run.settings.evaluate, run.folder / "evaluation"
     groups = None
     if settings.grouped and not settings.parity:
         groups = cached_groups(run.cells(), out / "groups.parquet", progress=run.progress)
-    return evaluate(run.folder / "embed" / "latents.parquet", out, settings, progress=run.progress, groups=groups)
+    return evaluate(
+        run.folder / "embed" / "latents.parquet",
+        out,
+        settings,
+        progress=run.progress,
+        groups=groups,
+        baselines={
+            name: tuple(read_baseline(run.folder / "baselines", name).values()) for name in run.settings.baselines.names
+        },
+    )
 
 
 def _report(run: Run) -> Any:
@@ -156,6 +184,7 @@ STAGES = (
     Stage("extract", "extract", "extract", "Compute features, masks and crops of all cells.", _extract),
     Stage("train-cae", "train_cae", "train_cae", "Train the cross-domain autoencoder.", _train_cae, True),
     Stage("embed", "embed", "embed", "Compute one vector a cell.", _embed),
+    Stage("baselines", "baselines", "baselines", "Make the vectors that the method is compared with.", _baselines),
     Stage("evaluate", "evaluate", "evaluation", "Test classifiers from every laboratory to every other.", _evaluate),
     Stage("report", None, "report", "Write the page of tables and pictures.", _report),
 )
@@ -224,6 +253,9 @@ def _begin(run: Run, stage: Stage) -> bool:
         logger.info("%s: done already", stage.name)
         return False
     logger.info("%s: %s", stage.name, stage.about)
+    # What stands behind it was made of something else: a folder of a version that did not have this stage.
+    for later in STAGES[STAGES.index(stage) + 1 :]:
+        _state_file(run.folder, later).unlink(missing_ok=True)
     _write_state(run, stage, done=False)
     return True
 

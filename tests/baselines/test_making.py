@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from dorl_jax import config
-from dorl_jax.baselines import BASELINES, BaselineSettings, baselines, making, read_baseline
 from dorl_jax.baselines.cells import Cells
-from dorl_jax.baselines.resnet import ResNetSettings
+from dorl_jax.baselines.settings import BASELINES, BaselineSettings, ResNetSettings
 from dorl_jax.errors import InputError
+from dorl_jax.stages import baselines as making
+from dorl_jax.stages.baselines import baselines, read_baseline
 
 QUICK = ("majority", "mean_token", "pooled_tokens")
 

@@ -9,11 +9,12 @@ import pytest
 from dorl_jax.baselines import ae_cfe as ae_cfe_module
 from dorl_jax.baselines import bc_sam as bc_sam_module
 from dorl_jax.baselines import resnet as resnet_module
-from dorl_jax.baselines.ae_cfe import AeCfeSettings, ae_cfe, moment_discrepancy
-from dorl_jax.baselines.bc_sam import BcSamSettings, bc_sam, scaled_config
+from dorl_jax.baselines.ae_cfe import ae_cfe, moment_discrepancy
+from dorl_jax.baselines.bc_sam import bc_sam, scaled_config
 from dorl_jax.baselines.cells import Cells
 from dorl_jax.baselines.fitting import fit, image_target
-from dorl_jax.baselines.resnet import ResNetSettings, resnet
+from dorl_jax.baselines.resnet import resnet
+from dorl_jax.baselines.settings import AeCfeSettings, BcSamSettings, ResNetSettings
 from dorl_jax.baselines.tokens import mean_tokens, pool, pooled_tokens
 from dorl_jax.errors import InputError
 from dorl_jax.models.conv_autoencoder import ConvAutoencoderConfig

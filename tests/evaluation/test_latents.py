@@ -41,12 +41,16 @@ def test_what_is_written_is_read_back_exactly(latents, tmp_path):
 
 def test_groups_and_what_was_seen_are_kept(latents, tmp_path):
     known = dataclasses.replace(
-        latents, groups=np.array(["p1", "", "p2"]), seen=np.array(["no", "unlabelled", "labelled"])
+        latents,
+        groups=np.array(["p1", "", "p2"]),
+        seen=np.array(["no", "unlabelled", "labelled"]),
+        serves="hospital",
     )
     write_latents(known, tmp_path / "latents.parquet")
     again = read_latents(tmp_path / "latents.parquet")
     assert again.groups.tolist() == ["p1", "", "p2"]
     assert again.seen.tolist() == ["no", "unlabelled", "labelled"]
+    assert again.serves == "hospital"
 
 
 def test_parts_are_kept_in_order_and_checked(latents, tmp_path):

@@ -11,7 +11,8 @@ from sklearn.preprocessing import StandardScaler
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation.classifier_names import ORIGINAL
 from dorl_jax.evaluation.exposure import setting_of
-from dorl_jax.evaluation.methods import Method
+from dorl_jax.evaluation.few_cells import few_cells
+from dorl_jax.evaluation.methods import Method, align
 from dorl_jax.evaluation.protocol import as_original, judge
 from dorl_jax.evaluation.settings import ProtocolSettings
 from dorl_jax.evaluation.splits import split_laboratories
@@ -232,3 +233,26 @@ def test_groups_in_two_laboratories_are_said(make_latents):
         groups[np.flatnonzero(latents.laboratories == name)[0]] = "one cell"
     found = judged(Method("m", (replace(latents, groups=groups),)))
     assert any("1 groups have cells in several laboratories" in note and "north, west" in note for note in found.notes)
+
+
+def test_vectors_made_with_the_classes_of_a_laboratory_serve_it_alone(make_latents):
+    """A file for each source: what a classifier of the source calls the others is what its own file gives."""
+    latents = make_latents(CELLS)
+    files = tuple(
+        replace(seen(latents, **{name: "labelled"}), serves=name, vectors=np.roll(latents.vectors, place, axis=0))
+        for place, name in enumerate(CELLS)
+    )
+    found = judged(Method("m", files), adaptations=("none", "own"), require="transductive")
+    assert {row.seed for row in found.rows} == {0}
+    assert not any(one.leave_one_out for one in found.summaries)
+    for (name, file), target in zip(zip(CELLS, files, strict=True), ("south", "west", "north"), strict=True):
+        alone = judged(Method("m", (replace(file, serves=""),)), leave_one_out=False)
+        for kind, where in (("pair", target), ("in_domain", name)):
+            (mean,) = (m for m in found.means if (m.source, m.target, m.adaptation) == (name, where, "none"))
+            (truth,) = (m for m in alone.means if (m.source, m.target) == (name, where))
+            assert mean == truth
+            assert (mean.kind, mean.setting) == (kind, "transductive" if kind == "pair" else "labelled")
+    curve = few_cells(latents, align([Method("m", files)])[1], "logistic_regression", (5,))
+    assert curve == []
+    with pytest.raises(InputError, match="'m' has vectors for classifiers of 'east', of which there is no cell"):
+        judged(Method("m", (replace(latents, serves="east"),)))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -33,6 +34,13 @@ warmup_steps = 1
 [train_cae]
 steps = 3
 batch_size = 4
+
+[baselines]
+names = ["mean_token", "resnet"]
+resnet.steps = 1
+resnet.size = 16
+resnet.width = 8
+resnet.folds = 2
 
 [evaluate]
 classifiers = ["random_forest", "logistic_regression"]
@@ -75,7 +83,9 @@ def test_every_stage_leaves_its_output(finished):
     summary = json.loads((finished / "evaluation" / "summary.json").read_text())
     pairs = {(row["source"], row["target"]) for row in summary["rows"]}
     assert len(pairs) == 4
-    assert len(summary["rows"]) == 4 * 2 * 5 * 2  # pairs, classifiers, folds, adaptations
+    of_methods = Counter(row["method"] for row in summary["rows"])
+    # pairs, classifiers, folds, adaptations
+    assert of_methods == dict.fromkeys(("this run", "mean_token", "resnet"), 4 * 2 * 5 * 2)
     held_out = json.loads((finished / "finetune_sam" / "held_out.json").read_text())
     assert set(held_out["mean_iou"]) == set(manifest.laboratories)
     assert "<img" in (finished / "report.html").read_text()
@@ -87,6 +97,18 @@ def test_what_is_done_is_skipped(run, capsys):
     assert capsys.readouterr().err == ""
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.npz")}
     assert "train-cae: done already" in (run / "log.txt").read_text()
+
+
+def test_what_stands_behind_a_new_stage_is_done_again(run):
+    """The folder of a version that had no such stage."""
+    (run / "stages" / "baselines.json").unlink()
+    shutil.rmtree(run / "baselines")
+    arguments = ["--run", str(run), "--set", "baselines.names=[]", "--quiet"]
+    assert main(["baselines", *arguments]) == 0
+    assert main(["report", *arguments]) == 2
+    assert main(["evaluate", *arguments]) == 0
+    summary = json.loads((run / "evaluation" / "summary.json").read_text())
+    assert {row["method"] for row in summary["rows"]} == {"this run"}
 
 
 def test_other_settings_are_refused(run, capsys):
@@ -136,6 +158,8 @@ def test_help_explains(stage, capsys):
     if stage == "train-cae":
         assert "--mask-ratio" in text
         assert "share of the tokens hidden from the encoder" in " ".join(text.split())
+    if stage == "baselines":
+        assert "--resnet.learning-rate VALUE of AdamW, falling to 0 with a cosine" in " ".join(text.split())
 
 
 def test_bad_input_is_one_line_and_status_2(tmp_path, capsys):

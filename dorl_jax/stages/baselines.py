@@ -1,21 +1,21 @@
-"""All baselines of a run, by name: made once, kept as Parquet."""
+"""Stage `baselines`: what the method is compared with, by name: made once, kept as Parquet."""
 
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from dorl_jax import __version__
-from dorl_jax.baselines.ae_cfe import AeCfeSettings, ae_cfe
-from dorl_jax.baselines.bc_sam import BcSamSettings, bc_sam
+from dorl_jax.baselines.ae_cfe import ae_cfe
+from dorl_jax.baselines.bc_sam import bc_sam
 from dorl_jax.baselines.cells import Cells, open_cells
 from dorl_jax.baselines.colour_texture import PARTS, colour_texture
-from dorl_jax.baselines.resnet import ResNetSettings, resnet
+from dorl_jax.baselines.resnet import resnet
+from dorl_jax.baselines.settings import BASELINES, BaselineSettings
 from dorl_jax.baselines.tokens import mean_tokens, pooled_tokens
-from dorl_jax.config import setting
 from dorl_jax.data.manifest import Manifest
 from dorl_jax.errors import InputError, name_some, suggest
 from dorl_jax.evaluation.latents import Latents, read_latents, write_latents
@@ -23,28 +23,6 @@ from dorl_jax.files import write_text
 from dorl_jax.store import fingerprint
 
 logger = logging.getLogger(__name__)
-
-BASELINES = {
-    "majority": "one and the same number for every cell: what class frequencies alone give",
-    "colour_texture": "colour, texture, shape and size of the masked cell, its nucleus and its cytoplasm",
-    "mean_token": "mean of the frozen encoder's tokens",
-    "pooled_tokens": "mean and sd of the tokens over the cell",
-    "bc_sam": "BC-SAM's convolutional autoencoder",
-    "ae_cfe": "an autoencoder with AE-CFE's mean and covariance loss",
-    "resnet": "a residual network trained on the labels of one laboratory; vectors of each source of their own",
-}
-
-
-@dataclass(frozen=True)
-class BaselineSettings:
-    """What the method is compared with."""
-
-    names: tuple[str, ...] = setting(tuple(BASELINES), f"baselines to make, out of {', '.join(BASELINES)}")
-    seed: int = setting(0, "seed of those that are trained")
-    bc_sam: BcSamSettings = field(default_factory=BcSamSettings)
-    ae_cfe: AeCfeSettings = field(default_factory=AeCfeSettings)
-    resnet: ResNetSettings = field(default_factory=ResNetSettings)
-
 
 # Of baselines of more than one part.
 _PARTS = {"colour_texture": PARTS}

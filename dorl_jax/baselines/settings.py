@@ -1,0 +1,71 @@
+"""What the method is compared with, and how those baselines are made; nothing heavy is imported to read it."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dorl_jax.config import setting
+
+BASELINES = {
+    "majority": "one and the same number for every cell: what class frequencies alone give",
+    "colour_texture": "colour, texture, shape and size of the masked cell, its nucleus and its cytoplasm",
+    "mean_token": "mean of the frozen encoder's tokens",
+    "pooled_tokens": "mean and sd of the tokens over the cell",
+    "bc_sam": "BC-SAM's convolutional autoencoder",
+    "ae_cfe": "an autoencoder with AE-CFE's mean and covariance loss",
+    "resnet": "a residual network trained on the labels of one laboratory; vectors of each source of their own",
+}
+
+
+@dataclass(frozen=True)
+class BcSamSettings:
+    """BC-SAM's autoencoder; what is not the original's says so."""
+
+    steps: int = setting(300, "optimiser steps (the original: 10 epochs)")
+    batch_size: int = setting(32, "cells a step (the original: 128)")
+    learning_rate: float = setting(5e-4, "of AdamW, falling to 0 with a cosine (the original: constant)")
+    weight_decay: float = setting(0.05, "of AdamW")
+    discrepancy: float = setting(5.0, "weight of the distance between the means of laboratories")
+    latent: int = setting(50, "size of the vector")
+    image_size: Literal[64, 128] = setting(64, "side of the image that is drawn, in pixels (the original: 128)")
+
+
+@dataclass(frozen=True)
+class AeCfeSettings:
+    """AE-CFE's autoencoder; what is not the original's says so."""
+
+    steps: int = setting(300, "optimiser steps (the original: 150 epochs)")
+    batch_size: int = setting(32, "cells a step (the original: 500)")
+    learning_rate: float = setting(1e-3, "of Adam, falling to 0 with a cosine (the original: constant)")
+    discrepancy: float = setting(5.0, "weight of the distance between means and covariances of laboratories")
+    latent: int = setting(50, "size of the vector")
+    image_size: Literal[64, 128] = setting(64, "side of the image that is drawn, in pixels (the original: 128)")
+    image_channels: int = setting(32, "channels of the image decoder (the original: 200 to 128)")
+
+
+@dataclass(frozen=True)
+class ResNetSettings:
+    """A residual network for each source laboratory and fold."""
+
+    steps: int = setting(250, "optimiser steps of each network")
+    batch_size: int = setting(32, "cells a step, of all classes alike often")
+    learning_rate: float = setting(2e-3, "of AdamW, falling to 0 with a cosine")
+    weight_decay: float = setting(0.05, "of AdamW")
+    smoothing: float = setting(0.1, "share of the labels spread over all classes")
+    size: int = setting(64, "side of the crops in pixels, a multiple of 16")
+    width: int = setting(16, "channels of the first stage; they double in each of the three that follow")
+    folds: int = setting(5, "networks of each source, each without one fold of it")
+    stain: float = setting(1.0, "strength of the random change of the dyes")
+    white_balance: float = setting(1.0, "strength of the random change of the light")
+
+
+@dataclass(frozen=True)
+class BaselineSettings:
+    """What the method is compared with."""
+
+    names: tuple[str, ...] = setting(
+        (), f"baselines to make and to judge beside the run, out of {', '.join(BASELINES)}"
+    )
+    seed: int = setting(0, "seed of those that are trained")
+    bc_sam: BcSamSettings = field(default_factory=BcSamSettings)
+    ae_cfe: AeCfeSettings = field(default_factory=AeCfeSettings)
+    resnet: ResNetSettings = field(default_factory=ResNetSettings)

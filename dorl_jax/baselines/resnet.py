@@ -79,10 +79,8 @@ def resnet(
     Labels of the source alone are used, and no other laboratory's cells in training.
 
     Raises:
-      InputError: a size that cannot be halved four times, or a laboratory with fewer cells (or groups) than folds.
+      InputError: a laboratory with fewer cells (or groups) than folds.
     """
-    if settings.size % 16:
-        raise InputError(f"resnet.size = {settings.size}: take a multiple of 16")
     crops = np.stack([_resized(cells.crops[place], settings.size) for place in range(len(cells))])
     laboratories = cells.laboratories
     classes, targets = np.unique(cells.labels, return_inverse=True)

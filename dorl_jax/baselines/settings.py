@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dorl_jax.config import setting
+from dorl_jax.errors import InputError, name_some, suggest
 
 BASELINES = {
     "majority": "one and the same number for every cell: what class frequencies alone give",
@@ -57,6 +58,15 @@ class ResNetSettings:
     stain: float = setting(1.0, "strength of the random change of the dyes")
     white_balance: float = setting(1.0, "strength of the random change of the light")
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be halved four times.
+
+        Raises:
+          InputError: names the size.
+        """
+        if self.size % 16:
+            raise InputError(f"resnet.size = {self.size}: take a multiple of 16")
+
 
 @dataclass(frozen=True)
 class BaselineSettings:
@@ -69,3 +79,24 @@ class BaselineSettings:
     bc_sam: BcSamSettings = field(default_factory=BcSamSettings)
     ae_cfe: AeCfeSettings = field(default_factory=AeCfeSettings)
     resnet: ResNetSettings = field(default_factory=ResNetSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names, before a run has trained for hours.
+
+        Raises:
+          InputError: an unknown or repeated name.
+        """
+        for name in self.names:
+            check_name(name)
+        if len(set(self.names)) < len(self.names):
+            raise InputError(f"a baseline is named twice: {', '.join(self.names)}")
+
+
+def check_name(name: str) -> None:
+    """Refuse what no baseline is called.
+
+    Raises:
+      InputError: names those there are.
+    """
+    if name not in BASELINES:
+        raise InputError(f"no baseline {name!r}{suggest(name, BASELINES)}; there are: {name_some(BASELINES, 20)}")

@@ -20,9 +20,9 @@ from jaxtyping import Float32, Int
 from sklearn.exceptions import ConvergenceWarning
 from tqdm import tqdm
 
-from dorl_jax.errors import InputError, name_some, suggest
-from dorl_jax.evaluation.adaptation import ADAPTATIONS, TRAINING_ON, self_train
-from dorl_jax.evaluation.classifier_names import CLASSIFIERS, ORIGINAL
+from dorl_jax.errors import InputError, name_some
+from dorl_jax.evaluation.adaptation import TRAINING_ON, self_train
+from dorl_jax.evaluation.classifier_names import ORIGINAL
 from dorl_jax.evaluation.classifiers import make_classifier
 from dorl_jax.evaluation.experts import Experts, in_units, unfitted
 from dorl_jax.evaluation.exposure import TITLES, setting_of
@@ -120,12 +120,13 @@ def judge(
       on_fit: called after every new fit, with its mark.
 
     Raises:
-      InputError: a bad setting, vectors that do not belong together, laboratories too small for the folds (see
-        `split_laboratories`), or a test in a looser setting than `require` allows.
+      InputError: a classifier whose package is missing, vectors that do not belong together, laboratories too small for
+        the folds (see `split_laboratories`), or a test in a looser setting than `require` allows.
     """
     if settings.parity:
         settings = as_original(settings)
-    _check(settings)
+    for name in settings.classifiers:
+        make_classifier(name, settings.seed)  # a missing package is named before the first fit
     cells, runs = align(methods)
     splits = split_laboratories(cells, settings.folds, settings.seed, settings.grouped)
     classes = np.unique(cells.labels)
@@ -151,14 +152,8 @@ def judge(
             judged.append(Judged(run, [done[task.key] for task in own]))
     tested = [one for found in judged for one in _tests(cells, classes, splits, found, settings)]
     notes = _notes(cells, judged, splits, settings)
-    evaluation = summarise(tested, cells, splits, settings, headline(settings), notes, package_versions())
+    evaluation = summarise(tested, cells, splits, settings, settings.ranking_classifier, notes, package_versions())
     return Judgement(evaluation, cells, judged)
-
-
-def headline(settings: ProtocolSettings) -> str:
-    """The classifier that ranks methods, chosen before anything is tested."""
-    balanced = "logistic_regression_balanced"
-    return settings.headline or (balanced if balanced in settings.classifiers else settings.classifiers[0])
 
 
 def package_versions() -> dict[str, str]:
@@ -208,36 +203,6 @@ class _Task:
     @property
     def key(self) -> tuple[str, str, str, int]:
         return self.source, self.classifier, self.adaptation, self.fold
-
-
-def _check(settings: ProtocolSettings) -> None:
-    if not settings.classifiers:
-        raise InputError(f"no classifier named; the classifiers are {', '.join(CLASSIFIERS)}")
-    for what, names in (("classifier", settings.classifiers), ("adaptation", settings.adaptations)):
-        repeated = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
-        if repeated:
-            raise InputError(f"{what} {name_some(repeated)} named more than once")
-    for name in settings.adaptations:
-        if name not in ADAPTATIONS:
-            near = suggest(name, ADAPTATIONS)
-            raise InputError(f"unknown adaptation {name!r}{near}; there are {', '.join(ADAPTATIONS)}")
-    if not settings.adaptations:
-        raise InputError(f"no adaptation named; there are {', '.join(ADAPTATIONS)}")
-    if settings.folds < 2:
-        raise InputError(f"folds = {settings.folds}: at least 2 are needed")
-    if settings.rounds < 1:
-        raise InputError(f"rounds = {settings.rounds}: at least 1 is needed")
-    if settings.resamples < 100:
-        raise InputError(f"resamples = {settings.resamples}: at least 100 are needed for an interval")
-    if headline(settings) not in settings.classifiers:
-        raise InputError(
-            f"headline = {settings.headline!r} is not among the classifiers {', '.join(settings.classifiers)}"
-        )
-    for name in settings.classifiers:
-        make_classifier(name, settings.seed)  # an unknown or missing one is named before the first fit
-        without = [one for one in settings.adaptations if one in TRAINING_ON and name.startswith("svm")]
-        if without:
-            raise InputError(f"{name} gives no probabilities to train itself by: leave it or {without[0]} out")
 
 
 def _refuse_loose(runs: Sequence[Run], splits: Mapping[str, Split], settings: ProtocolSettings) -> None:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dorl_jax.config import setting
-from dorl_jax.evaluation.adaptation import ADAPTATIONS, ROUNDS
+from dorl_jax.errors import InputError, name_some, suggest
+from dorl_jax.evaluation.adaptation import ADAPTATIONS, ROUNDS, TRAINING_ON
 from dorl_jax.evaluation.classifier_names import CLASSIFIERS
 
 
@@ -41,6 +42,44 @@ class ProtocolSettings:
     )
     resamples: int = setting(1000, "bootstrap resamples behind intervals and comparisons")
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done, before a run has trained for hours.
+
+        Raises:
+          InputError: names the setting and what to do. With `parity` the others do not matter.
+        """
+        if self.parity:
+            return
+        for what, names, known in (
+            ("classifier", self.classifiers, CLASSIFIERS),
+            ("adaptation", self.adaptations, ADAPTATIONS),
+        ):
+            if not names:
+                raise InputError(f"no {what} named; there are {', '.join(known)}")
+            for name in names:
+                if name not in known:
+                    raise InputError(f"unknown {what} {name!r}{suggest(name, known)}; there are {', '.join(known)}")
+            repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+            if repeated:
+                raise InputError(f"{what} {name_some(repeated)} named more than once")
+        for name in self.classifiers:
+            without = [one for one in self.adaptations if one in TRAINING_ON and name.startswith("svm")]
+            if without:
+                raise InputError(f"{name} gives no probabilities to train itself by: leave it or {without[0]} out")
+        for what, value, least in (("folds", self.folds, 2), ("rounds", self.rounds, 1)):
+            if value < least:
+                raise InputError(f"{what} = {value}: at least {least} are needed")
+        if self.resamples < 100:
+            raise InputError(f"resamples = {self.resamples}: at least 100 are needed for an interval")
+        if self.ranking_classifier not in self.classifiers:
+            raise InputError(f"headline = {self.headline!r} is not among the classifiers {', '.join(self.classifiers)}")
+
+    @property
+    def ranking_classifier(self) -> str:
+        """The classifier that ranks methods, chosen before anything is tested."""
+        balanced = "logistic_regression_balanced"
+        return self.headline or (balanced if balanced in self.classifiers else self.classifiers[0])
+
 
 @dataclass(frozen=True)
 class EvaluateSettings(ProtocolSettings):
@@ -57,3 +96,9 @@ class EvaluateSettings(ProtocolSettings):
         (5, 10, 20, 50, 100, 200),
         "numbers of unlabelled target cells from which own statistics are tried; none for no such test",
     )
+
+    def __post_init__(self) -> None:
+        """See `ProtocolSettings`."""
+        super().__post_init__()
+        if any(size < 2 for size in self.few_cells):
+            raise InputError(f"few_cells = {list(self.few_cells)}: a mean and sd take at least 2 cells")

@@ -14,10 +14,10 @@ from dorl_jax.baselines.bc_sam import bc_sam
 from dorl_jax.baselines.cells import Cells, open_cells
 from dorl_jax.baselines.colour_texture import PARTS, colour_texture
 from dorl_jax.baselines.resnet import resnet
-from dorl_jax.baselines.settings import BASELINES, BaselineSettings
+from dorl_jax.baselines.settings import BaselineSettings, check_name
 from dorl_jax.baselines.tokens import mean_tokens, pooled_tokens
 from dorl_jax.data.manifest import Manifest
-from dorl_jax.errors import InputError, name_some, suggest
+from dorl_jax.errors import InputError
 from dorl_jax.evaluation.latents import Latents, read_latents, write_latents
 from dorl_jax.files import write_text
 from dorl_jax.store import fingerprint
@@ -57,12 +57,8 @@ def baselines(
       Name -> its files, in the order of the names.
 
     Raises:
-      InputError: an unknown or repeated name, a store of other cells, or what a baseline refuses.
+      InputError: a store of other cells, or what a baseline refuses.
     """
-    for name in settings.names:
-        _check(name)
-    if len(set(settings.names)) < len(settings.names):
-        raise InputError(f"a baseline is named twice: {', '.join(settings.names)}")
     cells = open_cells(manifest, store_folder, unseen)
     makers = _makers(cells, settings, progress)
     files = {}
@@ -90,7 +86,7 @@ def read_baseline(out: Path, name: str) -> dict[str, Latents]:
     Raises:
       InputError: an unknown baseline, or one that was not made.
     """
-    _check(name)
+    check_name(name)
     known = _known(out / f"{name}.json")
     if not known:
         raise InputError(f"no baseline {name!r} in {out}: make it first")
@@ -146,8 +142,3 @@ def _known(mark: Path) -> dict:
         logger.warning("%s is damaged; its baseline is made again", mark)
         return {}
     return known if isinstance(known, dict) and {"fingerprint", "sources"} <= known.keys() else {}
-
-
-def _check(name: str) -> None:
-    if name not in BASELINES:
-        raise InputError(f"no baseline {name!r}{suggest(name, BASELINES)}; there are: {name_some(BASELINES, 20)}")

@@ -14,6 +14,7 @@ from sklearn.svm import SVC
 
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation import protocol
+from dorl_jax.evaluation.classifier_names import CLASSIFIERS, ORIGINAL
 from dorl_jax.evaluation.latents import Latents
 from dorl_jax.evaluation.methods import Method
 from dorl_jax.evaluation.protocol import judge
@@ -136,7 +137,7 @@ def test_fitted_and_tested_cells_never_meet(make_latents, monkeypatch):
 
 
 def test_clear_blobs_are_told_apart_perfectly(make_latents):
-    found = evaluate(make_latents(THREE, distance=30.0), protocol.ORIGINAL)
+    found = evaluate(make_latents(THREE, distance=30.0), ORIGINAL)
     for row in found.rows:
         # The cubic kernel, boosting's smallest leaves and the MLP's early stop need more cells than these.
         if row.source != "west" and row.classifier not in ("svm_poly", "mlp", "xgboost"):
@@ -237,7 +238,7 @@ def test_laboratories_that_cannot_be_judged_are_named(make_latents, cells, messa
         evaluate(make_latents(cells))
 
 
-@pytest.mark.parametrize("name", protocol.CLASSIFIERS)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_the_smallest_laboratory_allowed(make_latents, name):
     """Three cells of the second class, two in a training part: every classifier takes it."""
     found = evaluate(make_latents({"north": {"a": 5, "b": 3}, "south": {"a": 5, "b": 3}}), (name,))

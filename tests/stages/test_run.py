@@ -168,6 +168,15 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys):
     assert "unknown key 'train_cae.stepps' (did you mean 'steps'?)" in capsys.readouterr().err
     assert main(["run"]) == 2
     assert "give --config FILE" in capsys.readouterr().err
+    for section, line, message in (
+        ("evaluate", 'classifiers = ["svm"]', "unknown classifier 'svm'"),
+        ("baselines", 'names = ["resnett"]', "no baseline 'resnett' (did you mean 'resnet'?)"),
+        ("baselines", "resnet.size = 40", "resnet.size = 40: take a multiple of 16"),
+        ("evaluate", "few_cells = [1]", "few_cells = [1]: a mean and sd take at least 2 cells"),
+    ):
+        (tmp_path / "a.toml").write_text(f"[{section}]\n{line}\n")
+        assert main(["run", "--config", str(tmp_path / "a.toml"), "--run", str(tmp_path / "run")]) == 2
+        assert message in capsys.readouterr().err
     (tmp_path / "a.toml").write_text('[data]\nsource = "folder"\n')
     assert main(["run", "--config", str(tmp_path / "a.toml"), "--run", str(tmp_path / "run"), "--quiet"]) == 2
     assert "needs data.root" in capsys.readouterr().err

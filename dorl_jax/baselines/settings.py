@@ -47,7 +47,7 @@ class AeCfeSettings:
 class ResNetSettings:
     """A residual network for each source laboratory and fold."""
 
-    steps: int = setting(250, "optimiser steps of each network")
+    steps: int = setting(1000, "optimiser steps of each network")
     batch_size: int = setting(32, "cells a step, of all classes alike often")
     learning_rate: float = setting(2e-3, "of AdamW, falling to 0 with a cosine")
     weight_decay: float = setting(0.05, "of AdamW")

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from dorl_jax import __version__
 from dorl_jax.baselines.ae_cfe import ae_cfe
@@ -97,7 +98,7 @@ def _makers(cells: Cells, settings: BaselineSettings, progress: bool) -> dict[st
     seed = settings.seed
     return {
         "majority": lambda: {"": np.zeros((len(cells), 1), np.float32)},
-        "colour_texture": lambda: {"": _colour_texture(cells)},
+        "colour_texture": lambda: {"": _colour_texture(cells, progress)},
         "mean_token": lambda: {"": mean_tokens(cells)},
         "pooled_tokens": lambda: {"": pooled_tokens(cells)},
         "bc_sam": lambda: {"": bc_sam(cells, settings.bc_sam, seed, progress=progress)},
@@ -106,8 +107,8 @@ def _makers(cells: Cells, settings: BaselineSettings, progress: bool) -> dict[st
     }
 
 
-def _colour_texture(cells: Cells) -> np.ndarray:
-    places = range(len(cells))
+def _colour_texture(cells: Cells, progress: bool) -> np.ndarray:
+    places = tqdm(range(len(cells)), desc="colour and texture", unit="cell", disable=not progress)
     return np.stack([colour_texture(cells.crops[at], cells.foreground(at), cells.area(at)) for at in places])
 
 

@@ -47,8 +47,10 @@ def few_cells(
     numbers = np.searchsorted(classes, cells.labels)
     found = []
     for run in runs:
+        if run.latents.serves:
+            continue
         plain, own = run.latents.vectors, standardise_by_laboratory(run.latents).vectors
-        for target in run.targets if set(run.sources) == set(cells.laboratories.tolist()) else ():
+        for target in run.targets:
             inside = np.flatnonzero(cells.laboratories == target)
             outside = np.flatnonzero(cells.laboratories != target)
             possible = [size for size in sizes if 2 * size <= len(inside)]

@@ -35,7 +35,6 @@ class Run:
       latents: the vectors, in the order of cells that all runs share.
       targets: laboratories it is tested on. Of a method with files that leave laboratories out and others, each file
         that leaves some out is tested on these alone.
-      sources: laboratories of which classifiers on it are trained, each alone or several together.
       mark: hash of the vectors.
     """
 
@@ -43,7 +42,6 @@ class Run:
     seed: int
     latents: Latents
     targets: tuple[str, ...]
-    sources: tuple[str, ...]
     mark: str
 
 
@@ -87,7 +85,6 @@ def align(methods: Sequence[Method]) -> tuple[Latents, list[Run]]:
                     patterns[:number].count(patterns[number]),
                     one,
                     tuple(left_out or laboratories),
-                    (one.serves,) if one.serves else tuple(laboratories),
                     hashlib.sha256(str(one.vectors.shape).encode() + one.vectors.tobytes()).hexdigest(),
                 )
             )

@@ -209,7 +209,7 @@ def _refuse_loose(runs: Sequence[Run], splits: Mapping[str, Split], settings: Pr
     order = tuple(TITLES)
     for run in runs:
         for target in run.targets:
-            if run.sources == (target,):
+            if run.latents.serves == target:
                 continue  # nothing is tested there but the source itself
             tested = _tested_rows(run, splits[target].rows, settings)
             if not len(tested):
@@ -245,8 +245,10 @@ def _tested_rows(run: Run, rows: Int[np.ndarray, " m"], settings: ProtocolSettin
 
 
 def _tasks(run: Run, splits: Mapping[str, Split], settings: ProtocolSettings) -> list[_Task]:
-    sources: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [(name, (name,), run.targets) for name in run.sources]
-    if settings.leave_one_out and len(splits) > 2 and len(run.sources) == len(splits):
+    serves = run.latents.serves
+    alone = [serves] if serves else list(splits)
+    sources: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [(name, (name,), run.targets) for name in alone]
+    if settings.leave_one_out and len(splits) > 2 and not serves:
         sources += [
             (f"all but {target}", tuple(name for name in splits if name != target), (target,)) for target in run.targets
         ]

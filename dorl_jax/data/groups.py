@@ -1,5 +1,7 @@
 """Cells that must not be parted by a split: of one patient or slide, or pictures of one cell."""
 
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,6 +50,18 @@ def cell_groups(manifest: Manifest, *, progress: bool = True) -> dict[str, str]:
     return {cell.id: names[number] for cell, number in zip(cells, component.tolist(), strict=True)}
 
 
+def draw_groups(cells: Sequence[Cell], wanted: int, rng: np.random.Generator) -> set[str]:
+    """Groups (see `Cell.whole_group`), drawn until they hold at least `wanted` of these cells; never all of them."""
+    sizes = Counter(cell.whole_group for cell in cells)
+    names, drawn, held = list(sizes), set[str](), 0
+    for place in rng.permutation(len(names))[:-1]:
+        if held >= wanted:
+            break
+        drawn.add(names[place])
+        held += sizes[names[place]]
+    return drawn
+
+
 def cached_groups(manifest: Manifest, path: Path, *, progress: bool = True) -> dict[str, str]:
     """`cell_groups`, kept in a Parquet file (id, group) and read from there where it is of these cells."""
     if path.is_file():
@@ -65,4 +79,4 @@ def _fingerprint(cell: Cell) -> Fingerprint | None:
 
 
 def _name(cell: Cell) -> str:
-    return f"{cell.laboratory}/{cell.group}" if cell.group else cell.id
+    return cell.whole_group or cell.id

@@ -47,6 +47,11 @@ class Cell:
     group: str = ""
     split: str = ""
 
+    @property
+    def whole_group(self) -> str:
+        """The group with its laboratory, whose name another laboratory may give, too; "" if unknown."""
+        return f"{self.laboratory}/{self.group}" if self.group else ""
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from dorl_jax.config import expand_path, setting
 from dorl_jax.data.augment import Augmentation
+from dorl_jax.data.groups import draw_groups
 from dorl_jax.data.images import Resize, read_image, resize_image, resize_mask
 from dorl_jax.data.light import Light, in_light
 from dorl_jax.data.loader import Share, segmentation_batches
@@ -190,6 +191,9 @@ def segmentation_objective(
 def split_masked(cells: Sequence[Cell], share: float, seed: int, *, least: int = 0) -> tuple[list[Cell], list[Cell]]:
     """The cells that have a mask, in two parts: of every class of every laboratory `share` go to the second.
 
+    A group (patient, slide) is not parted: of cells that have one, whole groups go to the second part until it has
+    `share` of the laboratory's, whatever their classes; a laboratory's only group stays in the first.
+
     Args:
       cells: those without a mask are left out.
       share: 0..1.
@@ -199,27 +203,39 @@ def split_masked(cells: Sequence[Cell], share: float, seed: int, *, least: int =
     Raises:
       InputError: no cell has a mask.
     """
-    groups: dict[tuple[str, str], list[Cell]] = {}
+    alone: dict[tuple[str, str], list[Cell]] = {}
+    grouped: dict[str, list[Cell]] = {}
     for cell in cells:
-        if cell.mask is not None:
-            groups.setdefault((cell.laboratory, cell.label), []).append(cell)
-    if not groups:
+        if cell.mask is not None and cell.group:
+            grouped.setdefault(cell.laboratory, []).append(cell)
+        elif cell.mask is not None:
+            alone.setdefault((cell.laboratory, cell.label), []).append(cell)
+    if not alone and not grouped:
         raise InputError("no cell has a mask: fill the column `mask` of labels.csv in at least one laboratory")
     rng = np.random.default_rng(seed)
     first: list[Cell] = []
     second: list[Cell] = []
-    for _, group in sorted(groups.items()):
-        order = rng.permutation(len(group))
-        cut = round(share * len(group))
-        second += [group[place] for place in sorted(order[:cut])]
-        first += [group[place] for place in sorted(order[cut:])]
+    for _, own in sorted(alone.items()):
+        order = rng.permutation(len(own))
+        cut = round(share * len(own))
+        second += [own[place] for place in sorted(order[:cut])]
+        first += [own[place] for place in sorted(order[cut:])]
+    for _, own in sorted(grouped.items()):
+        drawn = draw_groups(own, round(share * len(own)), rng)
+        second += [cell for cell in own if cell.whole_group in drawn]
+        first += [cell for cell in own if cell.whole_group not in drawn]
     if share and least:
-        for laboratory in sorted({name for name, _ in groups}):
-            own = [cell for cell in first if cell.laboratory == laboratory]
-            missing = least - sum(cell.laboratory == laboratory for cell in second)
-            for place in rng.permutation(len(own))[: max(missing, 0)]:
-                first.remove(own[place])
-                second.append(own[place])
+        for laboratory in sorted({cell.laboratory for cell in first}):
+            missing = max(0, least - sum(cell.laboratory == laboratory for cell in second))
+            own = [cell for cell in first if cell.laboratory == laboratory and not cell.group]
+            moved = [own[place] for place in rng.permutation(len(own))[:missing]]
+            if not own:
+                own = [cell for cell in first if cell.laboratory == laboratory]
+                drawn = draw_groups(own, missing, rng)
+                moved = [cell for cell in own if cell.whole_group in drawn]
+            second += moved
+            ids = {cell.id for cell in moved}
+            first = [cell for cell in first if cell.id not in ids]
     return first, second
 
 
@@ -265,7 +281,7 @@ def _make_model(settings: FinetuneSettings, cells: Sequence[Cell]) -> LoraSam:
 def pixel_statistics(
     cells: Sequence[Cell], image_size: int, resize: Resize = "bilinear", light: Light = "as_is", most: int = 200
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and sd of each channel (0..255) over at most `most` evenly spaced cells."""
+    """Mean and sd of each channel (0..255) over evenly spaced cells, `most` to twice as many."""
     chosen = cells[:: max(1, len(cells) // most)]
     images = [in_light(read_image(cell.image), light) for cell in chosen]
     pixels = np.stack([resize_image(image, image_size, resize) for image in images]).reshape(-1, 3)

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from dorl_jax.config import setting
 from dorl_jax.contrast import contrastive_loss, standardise_in_domains
 from dorl_jax.data.augment import Augmentation
+from dorl_jax.data.groups import draw_groups
 from dorl_jax.data.loader import Share, array_batches, balance_groups
 from dorl_jax.data.manifest import Cell, Manifest
 from dorl_jax.data.views import TwoViews
@@ -82,7 +83,9 @@ def train_cae(
     unseen: Sequence[str] = (),
     progress: bool = True,
 ) -> Cae:
-    """Train on the store; laboratories are the domains, in the manifest's order. No label is used.
+    """Train on the store; laboratories are the domains, in the manifest's order.
+
+    No label is used, but to weigh classes where `balance` asks for it.
 
     Writes into `out`: `model`, `metrics.csv`, `validation.csv` (of cells that do not train, with `validation`, else of
     some that do), `tensorboard`, `pictures`, `trained.txt` (what trains), `samples.npz` (targets and reconstructions),
@@ -240,17 +243,24 @@ def _views(settings: CaeSettings) -> TwoViews | None:
 
 
 def _split(cells: Sequence[Cell], places: Sequence[int], share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Of these places those of the cells that train, and of those that do not: `share` of each laboratory."""
+    """Of these places those of the cells that train, and of those that do not: `share` of each laboratory.
+
+    Groups are not parted (see `finetune_sam.split_masked`).
+    """
     rng = np.random.default_rng(seed)
     kept: set[int] = set()
     for laboratory in dict.fromkeys(cells[place].laboratory for place in places):
         own = [place for place in places if cells[place].laboratory == laboratory]
-        kept.update(rng.permutation(own)[: round(share * len(own))].tolist())
+        alone = [place for place in own if not cells[place].group]
+        kept.update(rng.permutation(alone)[: round(share * len(alone))].tolist())
+        grouped = [place for place in own if cells[place].group]
+        drawn = draw_groups([cells[place] for place in grouped], round(share * len(grouped)), rng)
+        kept.update(place for place in grouped if cells[place].whole_group in drawn)
     return [place for place in places if place not in kept], sorted(kept)
 
 
 def _with_statistics(config: CaeConfig, store: Store, places: Sequence[int], most: int = 500) -> CaeConfig:
-    """The configuration with mean and sd of each channel over at most `most` evenly spaced of these cells."""
+    """The configuration with mean and sd of each channel over evenly spaced cells of these, `most` to twice as many."""
     chosen = places[:: max(1, len(places) // most)]
     features = np.stack([store["feature"][place] for place in chosen]).astype(np.float32)
     mean, std = features.mean(axis=(0, 1, 2)), features.std(axis=(0, 1, 2))

@@ -1,5 +1,6 @@
 """What can be chosen in a training reaches it: what trains, by which it is selected, how it is split."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from dorl_jax.data.synthetic import write_laboratories
 from dorl_jax.data.taxonomy import load_taxonomy
 from dorl_jax.errors import InputError
 from dorl_jax.models import LoraSam
+from dorl_jax.stages import train_cae
 from dorl_jax.stages.finetune_sam import FinetuneSettings, _make_model, finetune_sam, split_masked
 from dorl_jax.training.checkpoints import load_model
 
@@ -36,6 +38,28 @@ def test_the_validation_part_is_of_every_laboratory(cells: Manifest) -> None:
     masked = {cell.laboratory for cell in cells.cells if cell.mask}
     assert {cell.laboratory for cell in selecting} == masked
     assert split_masked(learning, 0.0, 1, least=1)[1] == []
+
+
+def test_no_patient_is_in_two_parts(cells: Manifest) -> None:
+    """Ten patients of the first laboratory, of all classes; the others' cells are drawn as without any patient."""
+    first = cells.laboratories[0]
+    own = [cell for cell in cells.cells if cell.laboratory == first and cell.mask]
+    patients = {cell.id: f"patient {place % 10}" for place, cell in enumerate(own)}
+    named = [replace(cell, group=patients.get(cell.id, "")) for cell in cells.cells]
+    learning, test = split_masked(named, 0.25, 0)
+    training, selecting = split_masked(learning, 0.05, 1, least=1)
+    groups = [{cell.group for cell in part if cell.laboratory == first} for part in (training, selecting, test)]
+    assert all(groups)
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 10
+    held = [cell for cell in test if cell.laboratory == first]
+    assert round(0.25 * len(own)) <= len(held) < round(0.25 * len(own)) + 10
+    places = list(range(len(named)))
+    kept = train_cae._split(named, places, 0.3, 0)
+    sides = [{named[place].group for place in part if named[place].group} for part in kept]
+    assert all(sides)
+    assert not sides[0] & sides[1]
+    one = [replace(cell, group="the only one") for cell in own]
+    assert split_masked(one, 0.25, 0, least=1)[1] == []
 
 
 @pytest.mark.slow

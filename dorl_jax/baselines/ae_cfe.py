@@ -151,7 +151,7 @@ def _objective(domains: int, weight: float) -> LossFunction:
 
 
 def _statistics(cells: Cells, most: int = 500) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd of each channel over some `most` evenly spaced cells of those that train."""
+    """Mean and sd of each channel over evenly spaced cells of those that train, `most` to twice as many."""
     places = cells.training[:: max(1, len(cells.training) // most)]
     features = np.stack([cells.features[place] for place in places]).astype(np.float32)
     std = features.std(axis=(0, 1, 2))

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from dorl_jax.data.manifest import Manifest
+from dorl_jax.evaluation.exposure import what_was_seen
 from dorl_jax.evaluation.latents import Latents
 from dorl_jax.store import Rows, Store
 
@@ -20,11 +21,13 @@ class Cells:
       manifest: laboratory, label and group of each.
       store: of the same cells, with the fields "feature", "crop", "foreground" and "area".
       unseen: laboratories whose cells do not train anything; the segmenter neither.
+      labels_seen: whether the segmenter saw the classes of the others.
     """
 
     manifest: Manifest
     store: Store
     unseen: tuple[str, ...] = ()
+    labels_seen: bool = False
 
     def __len__(self) -> int:
         return len(self.manifest.cells)
@@ -42,6 +45,11 @@ class Cells:
     def labels(self) -> np.ndarray:
         """Names of the common classes, one a cell."""
         return np.array([cell.label for cell in self.manifest.cells])
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Names, one a cell; "" for a cell on its own."""
+        return np.array([cell.whole_group for cell in self.manifest.cells])
 
     @property
     def training(self) -> list[int]:
@@ -83,28 +91,28 @@ class Cells:
           parts: what they are made of: name -> numbers; None for one.
         """
         laboratories = self.laboratories
-        # The segmenter, at least, was trained on the others, without their classes.
-        seen = np.where(np.isin(laboratories, self.unseen), "no", "unlabelled")
-        groups = np.array([cell.group for cell in self.manifest.cells])
+        # The segmenter, at least, was trained on the others.
+        seen = what_was_seen(laboratories, self.unseen, self.labels_seen)
         return Latents(
             ids=np.array(self.ids),
             laboratories=laboratories,
             labels=self.labels,
             vectors=np.asarray(vectors, np.float32),
-            groups=groups if (groups != "").any() else None,
+            groups=self.groups,
             seen=np.where(laboratories == source, "labelled", seen),
             parts=parts,
             serves=source,
         )
 
 
-def open_cells(manifest: Manifest, store_folder: Path, unseen: Sequence[str] = ()) -> Cells:
+def open_cells(manifest: Manifest, store_folder: Path, unseen: Sequence[str] = (), labels_seen: bool = False) -> Cells:
     """The cells of a run.
 
     Args:
       manifest: its cells.
       store_folder: what the stage `extract` wrote of them.
       unseen: laboratories whose cells do not train anything.
+      labels_seen: whether the segmenter saw the classes of the others.
 
     Raises:
       InputError: no store, one of other cells, or an unknown laboratory.
@@ -112,4 +120,4 @@ def open_cells(manifest: Manifest, store_folder: Path, unseen: Sequence[str] = (
     manifest.without(unseen)  # a wrong name is told before anything is read
     store = Store(store_folder)
     store.require_ids([cell.id for cell in manifest.cells])
-    return Cells(manifest, store, tuple(unseen))
+    return Cells(manifest, store, tuple(unseen), labels_seen)

@@ -25,17 +25,25 @@ ADAPTATIONS = {
 ROUNDS = 8
 """Of self-training and co-training, unless another number is asked for."""
 
+# Vectors that are scaled at once.
+_ROWS = 4096
 # Of the target's cells, how many the last round trusts.
 _LAST_SHARE = 0.8
 
 
 def in_own_units(vectors: Float[np.ndarray, "n d"], basis: Float[np.ndarray, "m d"]) -> Float32[np.ndarray, "n d"]:
     """The vectors by mean and sd of each component over `basis`; a component that does not vary there becomes 0."""
-    wide = basis.astype(np.float64)
-    mean, spread = wide.mean(axis=0), wide.std(axis=0)
+    # Sums in fp64, but no copy in fp64 of what may be millions of vectors.
+    mean = basis.mean(axis=0, dtype=np.float64)
+    squares = sum(np.square(basis[start : start + _ROWS] - mean).sum(axis=0) for start in range(0, len(basis), _ROWS))
+    spread = np.sqrt(squares / len(basis))
     # Of equal numbers the computed mean, and so the spread, may be off by a rounding.
     varies = spread > 1e-9 * np.abs(mean)
-    return np.where(varies, (vectors - mean) / np.where(varies, spread, 1), 0).astype(np.float32)
+    scaled = np.empty(vectors.shape, np.float32)
+    for start in range(0, len(vectors), _ROWS):
+        rows = slice(start, start + _ROWS)
+        scaled[rows] = np.where(varies, (vectors[rows] - mean) / np.where(varies, spread, 1), 0)
+    return scaled
 
 
 def standardise_by_laboratory(latents: Latents) -> Latents:

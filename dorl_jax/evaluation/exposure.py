@@ -1,5 +1,6 @@
 """What has been seen of a laboratory before its cells are tested: the setting in which a figure was found."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,19 @@ MEANINGS: dict[str, str] = {
 }
 SETTINGS = tuple(TITLES)
 """From the strictest down."""
+
+
+def what_was_seen(
+    laboratories: Shaped[np.ndarray, " n"], unseen: Sequence[str], labels_seen: bool
+) -> Shaped[np.ndarray, " n"]:
+    """For each cell, what the trainings have seen of it (see `latents.SEEN`).
+
+    Args:
+      laboratories: of the cells.
+      unseen: those of which no training saw anything.
+      labels_seen: whether a training saw the classes of the others.
+    """
+    return np.where(np.isin(laboratories, unseen), "no", "labelled" if labels_seen else "unlabelled")
 
 
 def setting_of(

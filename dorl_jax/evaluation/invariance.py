@@ -39,8 +39,8 @@ class Invariance:
     """Of the vectors of one run, adapted or not. None: cannot be measured on these cells, or scib-metrics is missing.
 
     Attributes:
-      probe: balanced accuracy, in 5 folds, of a logistic regression that tells the laboratory from the vector; 1 over
-        the number of laboratories is chance.
+      probe: balanced accuracy of a logistic regression that tells the laboratory from the vector, in 5 folds, or as
+        many as the laboratory of the fewest groups has; 1 over the number of laboratories is chance.
       probe_forest: the same of a random forest, which sees more than means: vectors in their laboratory's own units
         have equal means, and a linear probe is blind to the rest.
       probe_of_class: the same of a linear probe that is told the true class instead: what the laboratories' different
@@ -56,9 +56,9 @@ class Invariance:
     seed: int
     adaptation: str
     laboratories: int
-    probe: float
-    probe_forest: float
-    probe_of_class: float
+    probe: float | None
+    probe_forest: float | None
+    probe_of_class: float | None
     robustness: float | None
     kbet: float | None = None
     ilisi: float | None = None
@@ -129,10 +129,16 @@ def probe(
     laboratories: Shaped[np.ndarray, " n"],
     groups: Int[np.ndarray, " n"],
     seed: int = 0,
-) -> float:
-    """Balanced accuracy of telling the laboratory from the vector, over all cells, each in the fold that tests it."""
+) -> float | None:
+    """Balanced accuracy of telling the laboratory from the vector, over all cells, each in the fold that tests it.
+
+    None where a laboratory is a single group: it cannot be both learned and tested.
+    """
+    folds = min(_FOLDS, *(len(np.unique(groups[laboratories == name])) for name in np.unique(laboratories)))
+    if folds < 2:
+        return None
     called = np.empty_like(laboratories)
-    for fitted, tested in StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed).split(
+    for fitted, tested in StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(
         vectors, laboratories, groups
     ):
         called[tested] = make().fit(vectors[fitted], laboratories[fitted]).predict(vectors[tested])

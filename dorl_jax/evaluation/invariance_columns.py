@@ -47,7 +47,7 @@ class InvarianceColumns:
             one for one in MEASURES if any(getattr(found, one.name) is not None for found in self._measured)
         ]
         self.remark = remark
-        if measured:
+        if measured and measured[0].probe_of_class is not None:
             self.remark = (
                 f"Chance is {1 / measured[0].laboratories:.2f} for the probes; a vector of nothing but the class would "
                 f"give {measured[0].probe_of_class:.2f}. {remark}"

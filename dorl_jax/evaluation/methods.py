@@ -65,7 +65,12 @@ def align(methods: Sequence[Method]) -> tuple[Latents, list[Run]]:
     if empty:
         raise InputError(f"method {name_some(empty)} has no vectors")
     cells = methods[0].latents[0]
-    known = [one.groups for method in methods for one in _ordered(cells, method) if one.groups is not None]
+    known = [
+        one.groups
+        for method in methods
+        for one in _ordered(cells, method)
+        if one.groups is not None and (one.groups != "").any()
+    ]
     cells = replace(cells, groups=known[0] if known else None)
     laboratories = np.unique(cells.laboratories).tolist()
     runs = []

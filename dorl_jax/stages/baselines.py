@@ -39,6 +39,7 @@ def baselines(
     settings: BaselineSettings,
     *,
     unseen: Sequence[str] = (),
+    labels_seen: bool = False,
     progress: bool = True,
 ) -> dict[str, tuple[Path, ...]]:
     """Make the vectors of every named baseline.
@@ -52,6 +53,7 @@ def baselines(
       out: folder, made where it is missing.
       settings: see there.
       unseen: laboratories whose cells do not train anything but the network of their own labels.
+      labels_seen: whether the segmenter saw the classes of the others.
       progress: show bars.
 
     Returns:
@@ -60,7 +62,7 @@ def baselines(
     Raises:
       InputError: a store of other cells, or what a baseline refuses.
     """
-    cells = open_cells(manifest, store_folder, unseen)
+    cells = open_cells(manifest, store_folder, unseen, labels_seen)
     makers = _makers(cells, settings, progress)
     files = {}
     for name in settings.names:
@@ -121,8 +123,10 @@ def _made_with(name: str, cells: Cells, settings: BaselineSettings) -> dict[str,
         "store": cells.store.signature,
         "ids": cells.ids,
         "unseen": cells.unseen,
+        "labels_seen": cells.labels_seen,
         # Of those that learn from labels they are part of it.
         "labels": cells.labels.tolist(),
+        "groups": cells.groups.tolist(),
         "settings": asdict(own) if own is not None else {},
         # What is not trained is the same for every seed, and not made again for another.
         "seed": settings.seed if own is not None else None,

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Shaped
 from tqdm.auto import tqdm
 
 from dorl_jax.config import setting
 from dorl_jax.data.manifest import Manifest
 from dorl_jax.data.views import small_crop
+from dorl_jax.evaluation.exposure import what_was_seen
 from dorl_jax.evaluation.latents import Latents, write_latents
 from dorl_jax.models import Cae
 from dorl_jax.models.layers import AnyArray
@@ -79,20 +79,15 @@ def embed(
             vectors.append(np.asarray(_encode(model, batch))[:count])
             bar.update(count)
     path = out / "latents.parquet"
+    laboratories = np.array([cell.laboratory for cell in manifest.cells])
     latents = Latents(
         ids=np.array(store.ids),
-        laboratories=np.array([cell.laboratory for cell in manifest.cells]),
+        laboratories=laboratories,
         labels=np.array([cell.label for cell in manifest.cells]),
         vectors=np.concatenate(vectors),
-        groups=np.array([f"{cell.laboratory}/{cell.group}" if cell.group else "" for cell in manifest.cells]),
-        seen=what_was_seen(manifest, unseen, labels_seen),
+        groups=np.array([cell.whole_group for cell in manifest.cells]),
+        seen=what_was_seen(laboratories, unseen, labels_seen),
         parts=model.config.part_sizes,
     )
     write_latents(latents, path, provenance)
     return path
-
-
-def what_was_seen(manifest: Manifest, unseen: Sequence[str], labels_seen: bool) -> Shaped[np.ndarray, " n"]:
-    """For each cell, what the trainings have seen of it (see `Latents.seen`); `embed` tells of the arguments."""
-    known = "labelled" if labels_seen else "unlabelled"
-    return np.array(["no" if cell.laboratory in unseen else known for cell in manifest.cells])

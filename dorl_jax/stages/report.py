@@ -138,16 +138,8 @@ def _heat_maps(evaluation: Evaluation, summaries: Sequence[Summary], alt: str) -
 
 
 def _confusions(evaluation: Evaluation, best: Summary, names: Sequence[str]) -> dict[str, Chart]:
-    """The headline classifier for every pair; all classifiers, summed over the pairs."""
     laboratories, classes = list(evaluation.laboratories), evaluation.classes
-    of_pairs = np.zeros((len(laboratories), len(laboratories), len(classes), len(classes)), int)
-    of_classifiers = np.zeros((2, len(names), len(classes), len(classes)), int)
-    for c in evaluation.confusions:
-        if (c.method, c.adaptation) != (best.method, best.adaptation) or c.kind == "leave_one_out":
-            continue
-        of_classifiers[int(c.source != c.target), names.index(c.classifier)] += c.counts
-        if c.classifier == best.classifier:
-            of_pairs[laboratories.index(c.source), laboratories.index(c.target)] += c.counts
+    of_pairs, of_classifiers = count_confusions(evaluation, best, names)
     sources, targets = [f"from {name}" for name in laboratories], [f"on {name}" for name in laboratories]
     return {
         "best": chart(
@@ -165,6 +157,27 @@ def _confusions(evaluation: Evaluation, best: Summary, names: Sequence[str]) -> 
             "Confusion matrices of every classifier, in-domain and cross-domain",
         ),
     }
+
+
+def count_confusions(
+    evaluation: Evaluation, best: Summary, names: Sequence[str]
+) -> tuple[Int[np.ndarray, "l l k k"], Int[np.ndarray, "2 n k k"]]:
+    """The headline classifier for every pair; all classifiers, summed over laboratories and over pairs.
+
+    Pairs of the headline's setting alone: others may have seen more of the target.
+    """
+    laboratories, classes = list(evaluation.laboratories), evaluation.classes
+    of_pairs = np.zeros((len(laboratories), len(laboratories), len(classes), len(classes)), int)
+    of_classifiers = np.zeros((2, len(names), len(classes), len(classes)), int)
+    for c in evaluation.confusions:
+        if (c.method, c.adaptation) != (best.method, best.adaptation) or c.kind == "leave_one_out":
+            continue
+        if c.kind == "pair" and c.setting != best.setting:
+            continue
+        of_classifiers[int(c.source != c.target), names.index(c.classifier)] += c.counts
+        if c.classifier == best.classifier:
+            of_pairs[laboratories.index(c.source), laboratories.index(c.target)] += c.counts
+    return of_pairs, of_classifiers
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,7 @@ def _baselines(run: Run) -> Any:
         run.folder / "baselines",
         run.settings.baselines,
         unseen=run.settings.data.unseen,
+        labels_seen="class" in run.settings.finetune_sam.balance,
         progress=run.progress,
     )
 
@@ -157,6 +158,8 @@ def _evaluate(run: Run) -> Any:
     from dorl_jax.stages.evaluate import evaluate
 
     settings, out = run.settings.evaluate, run.folder / "evaluation"
+    # Files may have been made again with other settings meanwhile; what is right is not.
+    _baselines(run)
     groups = None
     if settings.grouped and not settings.parity:
         groups = cached_groups(run.cells(), out / "groups.parquet", progress=run.progress)

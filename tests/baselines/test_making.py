@@ -87,6 +87,22 @@ def test_what_was_seen_is_told(cells: Cells) -> None:
         assert seen.tolist() == [expected[0]] * 20 + [expected[1]] * 20
 
 
+def test_labels_that_the_segmenter_saw_are_told(cells: Cells, store_folder: Path, tmp_path: Path) -> None:
+    for labels_seen, expected in ((False, "unlabelled"), (True, "labelled")):
+        settings = BaselineSettings(names=("majority",))
+        baselines(cells.manifest, store_folder, tmp_path, settings, labels_seen=labels_seen, progress=False)
+        seen = read_baseline(tmp_path, "majority")[""].seen
+        assert seen is not None
+        assert set(seen) == {expected}
+
+
+def test_groups_of_two_laboratories_are_apart(cells: Cells) -> None:
+    named = tuple(replace(cell, group="1") for cell in cells.manifest.cells)
+    latents = Cells(replace(cells.manifest, cells=named), cells.store).latents(np.zeros((len(cells), 1), np.float32))
+    assert latents.groups is not None
+    assert set(latents.groups) == {f"{name}/1" for name in cells.manifest.laboratories}
+
+
 def test_names_and_stores_that_are_refused(cells: Cells, store_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no baseline 'mean_tokens' \(did you mean 'mean_token'\?\); there are: maj"):
         make(cells, store_folder, tmp_path, "mean_tokens")

@@ -36,6 +36,15 @@ def test_probe_never_sees_the_group_it_is_tested_on():
     assert probe(make, vectors, laboratories, np.repeat(np.arange(30), 6)) < 0.75
 
 
+def test_probe_of_few_groups_has_as_many_folds_and_none_of_one():
+    random = np.random.default_rng(2)
+    laboratories = np.repeat(["x", "y"], 60)
+    told = random.normal(size=(120, 3)) + 20 * (laboratories == "y")[:, None]
+    make = lambda: LogisticRegression()  # noqa: E731
+    assert probe(make, told, laboratories, np.repeat(np.arange(4), 30)) == 1.0
+    assert probe(make, told, laboratories, np.repeat([0, 1, 2, 2], 30)) is None
+
+
 def test_robustness_index_written_plainly(cells):
     """Every block has 30 cells, so that nothing is drawn: all pairs of laboratories and classes, every distance."""
     for distance, shift in ((2.0, 1.0), (0.5, 2.0), (6.0, 0.2)):

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import struct
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from dorl_jax.data.manifest import Cell, Manifest, save_cells
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation.adaptation import standardise_by_laboratory
 from dorl_jax.evaluation.latents import Latents, read_latents, write_latents
+from dorl_jax.evaluation.results import read_evaluation
 from dorl_jax.stages.evaluate import EvaluateSettings, evaluate
-from dorl_jax.stages.report import report
+from dorl_jax.stages.report import count_confusions, report
 from dorl_jax.store import StoreWriter
 
 MALICIOUS = "<script>alert('cell')</script>"
@@ -293,6 +295,24 @@ def test_the_cells_called_wrong_by_most_are_shown(make_run):
         rest = [count for (name, id), count in wrong.items() if name == laboratory and int(id[5:]) not in cells]
         assert counts == sorted(counts, reverse=True)
         assert min(counts) >= max(rest)
+
+
+def test_confusions_are_of_one_setting(make_run):
+    evaluation = read_evaluation(make_run() / "evaluation")
+    best = evaluation.ranking()[0]
+    names = [best.classifier]
+    own = [
+        one
+        for one in evaluation.confusions
+        if (one.method, one.adaptation, one.classifier) == (best.method, best.adaptation, best.classifier)
+    ]
+    pairs = [one for one in own if one.kind == "pair"]
+    assert {one.setting for one in pairs} == {best.setting}
+    others = [one if one is not pairs[0] else replace(one, setting="labelled") for one in own]
+    of_pairs, of_classifiers = count_confusions(replace(evaluation, confusions=others), best, names)
+    at = [list(evaluation.laboratories).index(name) for name in (pairs[0].source, pairs[0].target)]
+    assert of_pairs[at[0], at[1]].sum() == 0
+    assert of_classifiers[1, 0].sum() == sum(np.sum(one.counts) for one in pairs[1:]) > 0
 
 
 def test_neighbours_are_the_nearest_of_the_other_laboratory(make_run):

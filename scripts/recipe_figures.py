@@ -18,7 +18,6 @@ laboratories unseen (`data.unseen`), and only these are tested, from all others.
 """
 
 import argparse
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,6 @@ from typing import Any
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
-from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -38,6 +36,7 @@ from dorl_jax.evaluation.adaptation import ROUNDS, TRAINING_ON, Adaptation, self
 from dorl_jax.evaluation.experts import unfitted
 from dorl_jax.evaluation.fitted import in_laboratory_units
 from dorl_jax.evaluation.latents import Latents, read_latents
+from dorl_jax.evaluation.splits import split_laboratories
 from dorl_jax.evaluation.threads import fitting_threads
 from dorl_jax.stages.run import RunSettings
 from dorl_jax.training.checkpoints import read_description
@@ -95,13 +94,8 @@ def across(latents: Latents, sources: Sequence[str], target: str, scaling: str) 
 
 
 def in_domain(latents: Latents, laboratory: str) -> Iterator[Score]:
-    vectors, rows = latents.vectors, np.flatnonzero(latents.laboratories == laboratory)
-    splitter = StratifiedKFold(5, shuffle=True, random_state=1234)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        folds = list(splitter.split(rows, latents.labels[rows]))
-    for train, test in folds:
-        train, test = rows[train], rows[test]
+    vectors = latents.vectors
+    for train, test in split_laboratories(latents, 5, 1234)[laboratory].folds:
         with fitting_threads(vectors[train].size):
             predicted = classifier().fit(vectors[train], latents.labels[train]).predict(vectors[test])
         yield score(latents.labels[test], predicted)

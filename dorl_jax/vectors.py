@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int, Shaped
 
@@ -109,22 +110,36 @@ def from_table(table: pa.Table, name: str) -> Vectors:
     missing = [column for column in ("id", "vector") if column not in table.column_names]
     if missing:
         raise InputError(f"{name} lacks the column {name_some(missing)}: it is no file of vectors")
-    kind = table.schema.field("vector").type
-    if not (pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)):
-        raise InputError(f"{name}: column 'vector' must hold lists of float32 of one fixed size, not {kind}")
-    there = ~table.column("vector").is_null().to_numpy()
-    columns, vectors = table.drop_columns(["vector"]), table.column("vector")
+    vectors = _of_one_length(table.column("vector"), name)
+    there = ~vectors.is_null().to_numpy()
+    columns = table.drop_columns(["vector"])
     if not there.all():
         vectors = vectors.filter(pa.array(there))
     if len(vectors) == 0:
         raise InputError(f"{name}: not one of {table.num_rows} cells has a vector")
     parts = [chunk.flatten() for chunk in vectors.chunks]
-    values = pa.concat_arrays(parts).to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, kind.list_size)
+    values = (
+        pa.concat_arrays(parts).to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, vectors.type.list_size)
+    )
     ids = columns.column("id").to_pylist()
     _check(ids, values, there, name)
     reasons = columns.column("reason").to_pylist() if "reason" in columns.column_names else [None] * len(ids)
     left_out = {ids[row]: reasons[row] or "no vector" for row in np.flatnonzero(~there)}
     return Vectors(columns.filter(pa.array(there)), values, _provenance(table.schema, name), left_out)
+
+
+def _of_one_length(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """The vectors as lists of a fixed size, which other writers of Parquet do not know."""
+    kind = column.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not (lists and pa.types.is_floating(kind.value_type)):
+        raise InputError(f"{name}: column 'vector' must hold lists of numbers (float32), not {kind}")
+    if pa.types.is_fixed_size_list(kind):
+        return column
+    lengths = pc.unique(pc.drop_null(pc.list_value_length(column))).to_pylist()
+    if len(lengths) > 1:
+        raise InputError(f"{name}: column 'vector' must hold lists of one length, not of {name_some(sorted(lengths))}")
+    return column.cast(pa.list_(kind.value_type, lengths[0] if lengths else 1))
 
 
 def _check(ids: list[Any], values: np.ndarray, there: np.ndarray, name: str) -> None:

@@ -1,6 +1,7 @@
 """Latent vectors of cells with their labels, kept as Parquet."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from jaxtyping import Float32, Shaped
 
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import replacing
-from dorl_jax.vectors import PROVENANCE
+from dorl_jax.vectors import PROVENANCE, from_table
+
+logger = logging.getLogger(__name__)
 
 # In the file's metadata.
 _PARTS = b"dorl_jax_parts"
@@ -90,10 +93,12 @@ def write_latents(latents: Latents, path: Path, provenance: Mapping[str, Any] | 
 
 
 def read_latents(path: Path) -> Latents:
-    """Read what `write_latents` wrote, or another with its columns; columns of other names are left alone.
+    """Read what `write_latents` or `dorl-jax embed` wrote, or another with its columns; others are left alone.
+
+    Cells without a vector are left out, and a warning names them.
 
     Raises:
-      InputError: no such file, no Parquet, a missing column or one of another type, no rows, a missing value,
+      InputError: no such file, no Parquet, a missing column or one of another type, no rows, a missing text,
         a repeated id, or a vector that is not finite. The message names the file and the rows.
     """
     path = Path(path)
@@ -112,15 +117,19 @@ def read_latents(path: Path) -> Latents:
         )
     if table.num_rows == 0:
         raise InputError(f"{path} has no rows: nothing was embedded")
-    ids = _texts(table, "id", path)
+    _texts(table, "id", path)
+    vectors = from_table(table, str(path))
+    if vectors.left_out:
+        logger.warning("%s: %d cells have no vector: %s", path, len(vectors.left_out), name_some(vectors.left_out))
+    table, ids = vectors.columns, vectors.ids
     latents = Latents(
         ids=ids,
         laboratories=_texts(table, "laboratory", path, ids),
         labels=_texts(table, "label", path, ids),
-        vectors=_vectors(table, path, ids),
+        vectors=vectors.values,
         groups=_texts(table, "group", path, ids) if "group" in table.column_names else None,
         seen=_texts(table, "seen", path, ids) if "seen" in table.column_names else None,
-        parts=_parts(table, path),
+        parts=_parts(table, path) or (vectors.parts if vectors.provenance.get("parts") else None),
         serves=(table.schema.metadata or {}).get(_SERVES, b"").decode(),
     )
     _check(latents, path)
@@ -145,17 +154,6 @@ def _texts(table: pa.Table, name: str, path: Path, ids: np.ndarray | None = None
         raise InputError(f"{path}: column {name!r} must hold strings, not {column.type}")
     _refuse_missing(column, name, path, ids)
     return np.array(column.to_pylist(), dtype=np.str_)
-
-
-def _vectors(table: pa.Table, path: Path, ids: np.ndarray) -> np.ndarray:
-    column = table.column("vector")
-    if not (pa.types.is_fixed_size_list(column.type) and pa.types.is_floating(column.type.value_type)):
-        raise InputError(f"{path}: column 'vector' must hold lists of float32 of one fixed size, not {column.type}")
-    _refuse_missing(column, "vector", path, ids)
-    width = column.type.list_size
-    values = pa.concat_arrays([chunk.flatten() for chunk in column.chunks])
-    # A missing number inside a vector becomes NaN here and is refused with the other non-finite ones.
-    return values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(ids), width)
 
 
 def _refuse_missing(column: pa.ChunkedArray, name: str, path: Path, ids: np.ndarray | None) -> None:

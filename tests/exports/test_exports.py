@@ -45,7 +45,8 @@ def test_bad_vectors_are_named(vectors_file, tmp_path: Path, capsys) -> None:
 
     table = pq.read_table(vectors_file())
     refused(table.drop_columns(["vector"]), "lacks the column vector")
-    refused(table.set_column(5, "vector", pa.array([[1.0]] * 5)), "one fixed size")
+    refused(table.set_column(5, "vector", pa.array([1.0] * 5)), "must hold lists of numbers")
+    refused(table.set_column(5, "vector", pa.array([[1.0], [2.0, 3.0]] * 2 + [[1.0]])), "of one length, not of 1, 2")
     refused(table.set_column(0, "id", pa.array(["a", "b", "c", "d", "a"])), "the id 'a' stands on more than one row")
     not_finite = pa.array([None, [0.0], [np.nan], [1.0], [2.0]], pa.list_(pa.float32(), 1))
     refused(table.set_column(5, "vector", not_finite), "hold NaN or infinity: 'cell-2'")

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import logging
+import os
 import signal
 import sys
 import textwrap
@@ -50,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             judge_command.run(options)
         else:
             _run_stages(options)
+    except BrokenPipeError:
+        # Whoever read, as `head` does, has read enough; Python would fail once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except InputError as error:
         print(f"dorl-jax: {error}", file=sys.stderr)
         return 2
@@ -160,6 +165,8 @@ class _Parser(argparse.ArgumentParser):
 def _describe(stage: Stage) -> str:
     name = stage.work.__name__.removeprefix("_")
     document = getattr(import_module(f"dorl_jax.stages.{name}"), name).__doc__ or ""
+    # Arguments and errors are for those who call it from Python.
+    document = document.partition("\n    Args:\n")[0].rstrip()
     return f"{stage.about}\n\n{textwrap.dedent('    ' + document)}"
 
 

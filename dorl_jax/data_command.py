@@ -115,6 +115,8 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _build(options: argparse.Namespace) -> None:
+    if options.size is not None and options.size < 1:
+        raise InputError(f"--size {options.size}: the side in pixels, at least 1")
     settings = {"size": options.size, "strict": options.strict, "progress": not options.quiet}
     if options.set:
         data_set = find_set(options.set)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from dorl_jax.data.loader import picture_batches
 from dorl_jax.data.pictures import ArrayPictures, FilePictures, Pictures
 from dorl_jax.embedding.engine import Engine, Rows
 from dorl_jax.embedding.table import vectors_table
-from dorl_jax.errors import InputError, name_some
+from dorl_jax.errors import InputError, name_some, suggest
 from dorl_jax.models import Cae, LoraSam
 from dorl_jax.models.compute import round_kernels, set_compute
 from dorl_jax.models.layers import AnyArray
@@ -87,8 +87,10 @@ class DoRL:
             memory that both models take, in bfloat16 six tenths. Otherwise the models stay whole.
 
         Raises:
-          InputError: no run, or one in which a model is missing.
+          InputError: no run, or one in which a model is missing; an unknown type.
         """
+        if only is not None:
+            _check_dtype("only", only)
         run = Path(run)
         # Not the settings of all stages: they would bring in scikit-learn, plots and more.
         settings = config.load_section(ExtractSettings, settings_of(run), "extract")
@@ -144,7 +146,7 @@ class DoRL:
 
         Args:
           images: arrays, uint8 (h, w, 3), RGB, of any sizes, or one array (n, h, w, 3); or what `open_images` takes: a
-            folder, a pattern, a table, an archive, or several files.
+            folder, a pattern, a table, an archive, or several files, which may be there more than once.
           batch_size: images a step, over all devices of this process.
           dtype: of the arithmetic.
           workers: processes that decode files and cut out cells; 0 for threads, -1 for half the cores.
@@ -153,6 +155,14 @@ class DoRL:
         Raises:
           InputError: an image that cannot be read, by name; `embed_table` gives the others and the reason.
         """
+        if not isinstance(images, ImageList | str | os.PathLike):
+            images = list(images)
+        paths = _paths(images)
+        if paths is not None and len(once := list(dict.fromkeys(paths))) < len(paths):
+            # Drawn with repeats, as in a bootstrap: each file is embedded once.
+            vectors = self.embed(once, batch_size=batch_size, dtype=dtype, workers=workers, progress=progress)
+            place = {path: number for number, path in enumerate(once)}
+            return vectors[[place[path] for path in paths]]
         table = self.embed_table(images, batch_size=batch_size, dtype=dtype, workers=workers, progress=progress)
         failed = table.filter(pa.compute.is_valid(table["reason"]))
         if len(failed):
@@ -172,7 +182,10 @@ class DoRL:
         workers: int = -1,
         progress: bool = False,
     ) -> pa.Table:
-        """As `embed`, as a table with a row an image, in their order; see `embedding.table` for its columns."""
+        """As `embed`, as a table with a row an image, in their order; see `embedding.table` for its columns.
+
+        Its ids are unique: a file is there once.
+        """
         listed, pictures = _as_pictures(images)
         workers = 0 if isinstance(pictures, ArrayPictures) else workers
         engine = self.engine(batch_size, dtype, workers)
@@ -214,9 +227,10 @@ class DoRL:
         """What computes; made once for each set of arguments, as it holds compiled programs.
 
         Raises:
-          InputError: a batch that the devices of this process cannot share; another type than the models were loaded
-            for.
+          InputError: a batch that the devices of this process cannot share; an unknown type, or another than the
+            models were loaded for.
         """
+        _check_dtype("dtype", dtype)
         if self._only not in (None, dtype):
             raise InputError(f"these models were loaded for {self._only} only: load them again to embed in {dtype}")
         key = (batch_size, dtype, workers)
@@ -266,10 +280,29 @@ def _as_pictures(images: Any) -> tuple[ImageList, Pictures]:
         listed = open_images(Path(images) if isinstance(images, os.PathLike) else images)
         return listed, FilePictures(listed)
     arrays = list(images)
-    if arrays and isinstance(arrays[0], str | os.PathLike):
-        listed = open_images([os.fspath(name) for name in arrays])
+    paths = _paths(arrays)
+    if paths is not None:
+        listed = open_images(paths)
         return listed, FilePictures(listed)
     return ImageList([str(place) for place in range(len(arrays))]), ArrayPictures(arrays)
+
+
+def _paths(images: Any) -> list[str] | None:
+    """The names, where images are given as a list of files."""
+    if isinstance(images, ImageList | str | os.PathLike):
+        return None
+    named = [isinstance(image, str | os.PathLike) for image in images]
+    if not any(named):
+        return None
+    if not all(named):
+        raise InputError("images are given as names of files or as arrays, not as both: open the files first")
+    return [os.fspath(image) for image in images]
+
+
+def _check_dtype(name: str, dtype: str) -> None:
+    known = get_args(Dtype)
+    if dtype not in known:
+        raise InputError(f"{name} = {dtype!r}{suggest(dtype, known)}: it may be {' or '.join(known)}")
 
 
 def _failed(rows: Rows) -> Iterator[tuple[int, str]]:

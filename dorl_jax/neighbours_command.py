@@ -38,6 +38,10 @@ def run(options: argparse.Namespace) -> None:
     vectors = read_vectors(options.vectors)
     if options.count < 1:
         raise InputError(f"--count {options.count}: at least 1")
+    if options.random < 0:
+        raise InputError(f"--random {options.random}: the number of cells to draw, 0 or more")
+    if options.sheet and options.sheet.suffix.lower() != ".png":
+        raise InputError(f"--sheet {options.sheet}: the sheet is a PNG, name it so")
     drawn = np.random.default_rng(0).permutation(len(vectors))[: options.random]
     cells = [*options.cell, *vectors.ids[np.sort(drawn)].tolist()]
     if not cells:

@@ -85,6 +85,7 @@ def test_bad_sources(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     for arguments, message in (
         ([str(tmp_path / "none")], "no data folder at"),
         ([str(cells), str(laboratory)], "two laboratories of one name"),
+        ([str(laboratory), "--size", "-5"], "--size -5: the side in pixels, at least 1"),
         ([str(cells), "--set", "matek"], "did you mean 'matek19'?"),
         ([str(cells), "--set", "matek19"], "no image of matek19 in"),
     ):

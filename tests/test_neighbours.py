@@ -82,6 +82,9 @@ def test_the_command_draws_a_row_a_cell(tmp_path: Path, capsys: pytest.CaptureFi
     rows, columns = (36 + 80, 36 + 80 + 188), (12 + 80, 12 + 80 + 168, 12 + 80 + 336)
     shown = [[tuple(sheet[row, column].tolist()) for column in columns] for row in rows]
     assert shown == [[colours[0], colours[2], colours[3]], [colours[1], colours[3], colours[2]]]
+    for wrong, message in ((["--random", "-1"], "--random -1"), (["--cell", "red", "--sheet", "s.jpg"], "is a PNG")):
+        assert main([*command, *wrong]) == 2
+        assert message in capsys.readouterr().err
     assert main([*command, "--random", "2", "--count", "1"]) == 0
     assert main(command) == 2
     assert main([*command, "--cell", "red", "--count", "0"]) == 2

@@ -68,6 +68,8 @@ def run(options: argparse.Namespace) -> None:
     for name in ("config", "run", "redo"):
         if getattr(options, name) is not None:
             raise InputError(f"{stage} IMAGES takes no --{name}; the model is named by --model RUN")
+    if options.set:
+        raise InputError(f"{stage} IMAGES takes no --set: its settings are options of their own, see {stage} --help")
     if options.coordinator is not None:
         raise InputError(f"{stage} IMAGES needs no --coordinator: the processes do not talk to each other")
     process, processes = options.process or 0, options.processes or 1

@@ -15,7 +15,7 @@ from dorl_jax.data.crops import cell_view, is_empty
 from dorl_jax.data.cut import mask_at
 from dorl_jax.data.images import read_image, resize_image
 from dorl_jax.data.light import in_light
-from dorl_jax.dorl import Dtype
+from dorl_jax.dorl import Dtype, _check_dtype
 from dorl_jax.errors import InputError
 from dorl_jax.models import Cae, CaeConfig, LoraSam
 from dorl_jax.vectors import refuse_other_model
@@ -82,6 +82,21 @@ def test_it_does_not_matter_where_images_come_from(dorl: DoRL, images: Path) -> 
 
 
 @pytest.mark.slow
+def test_files_may_be_there_more_than_once(dorl: DoRL, images: Path) -> None:
+    files = [images / f"{place:03d}.png" for place in (4, 0, 4, 2, 0)]
+    vectors = dorl.embed(files, batch_size=4)
+    np.testing.assert_array_equal(vectors[[0, 1, 3]], dorl.embed([files[0], files[1], files[3]], batch_size=4))
+    np.testing.assert_array_equal(vectors[[2, 4]], vectors[[0, 1]])
+    np.testing.assert_array_equal(dorl.embed(iter(files), batch_size=4), vectors)
+
+
+def test_wrong_types_are_named(dorl: DoRL, images: Path) -> None:
+    with pytest.raises(InputError, match=r"dtype = 'bfloat1' \(did you mean 'bfloat16'\?\): it may be float32 or"):
+        _check_dtype("dtype", "bfloat1")
+    with pytest.raises(InputError, match="not as both"):
+        dorl.embed([images / "000.png", np.zeros((20, 20, 3), np.uint8)])  # type: ignore[list-item]
+
+
 def test_workers_change_nothing(dorl: DoRL, images: Path) -> None:
     expected = dorl.embed_table(images, batch_size=4, workers=0)
     assert dorl.embed_table(images, batch_size=4, workers=2).equals(expected)

@@ -176,6 +176,8 @@ def test_the_command(whole: Path, folder: Path, run: Path, tmp_path: Path, capsy
     assert out.read_bytes() == whole.read_bytes()
     assert main(command(folder, run, out, "--config", "x.toml")) == 2
     assert "takes no --config" in capsys.readouterr().err
+    assert main(command(folder, run, out, "--set", "extract.zoom=0")) == 2
+    assert "takes no --set" in capsys.readouterr().err
     assert main(["embed", str(folder), "--out", str(out)]) == 2
     assert "needs --model" in capsys.readouterr().err
 

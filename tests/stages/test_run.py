@@ -155,6 +155,7 @@ def test_help_explains(stage, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "--config" in text
+    assert "Args:" not in text
     if stage == "train-cae":
         assert "--mask-ratio" in text
         assert "share of the tokens hidden from the encoder" in " ".join(text.split())

@@ -32,24 +32,9 @@ def _attend(q: Array, k: Array, v: Array) -> Array:
 
 
 def _mixed(powers: Float[Array, "b heads n m"], v: Array) -> Array:
-    return lax.platform_dependent(powers, v, tpu=_mixed_and_summed, default=_mixed_then_summed)
-
-
-def _mixed_then_summed(powers: Float[Array, "b heads n m"], v: Array) -> Array:
     # Divided by the sums at last, where there are fewer numbers: on CPUs a third less time than with a whole softmax.
     mixed = lax.dot_general(powers.astype(v.dtype), v, (((3,), (2,)), _HEADS), preferred_element_type=jnp.float32)
     return (mixed / jnp.sum(powers, axis=-1, keepdims=True)).astype(v.dtype)
-
-
-def _mixed_and_summed(powers: Float[Array, "b heads n m"], v: Array) -> Array:
-    """The same, the sums by the same product, as those of a column of ones.
-
-    A TPU multiplies 128 columns in the time of a head's 64, and the powers, which nothing else reads then, are never
-    written down: by the compiler's estimate an eighth less for a whole block. On CPUs it takes twice as long.
-    """
-    wide = jnp.concatenate([v, jnp.ones((*v.shape[:-1], 1), v.dtype)], axis=-1)
-    mixed = lax.dot_general(powers.astype(v.dtype), wide, (((3,), (2,)), _HEADS), preferred_element_type=jnp.float32)
-    return (mixed[..., :-1] / mixed[..., -1:]).astype(v.dtype)
 
 
 def _powers(q: Array, k: Array) -> Float[Array, "b heads n m"]:

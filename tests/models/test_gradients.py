@@ -32,14 +32,9 @@ def adapted(x, kernel, first_a, first_b, second_a, second_b):
     return adapted_matmul(x, kernel, (first_a, second_a), (first_b, second_b), ((0, 3), (5, 9)))
 
 
-def attend_as_on_tpus(q, k, v):
-    return attention._mixed_and_summed(attention._powers(q, k), v)
-
-
 # Function, the plain formula, shapes of the arguments.
 CASES = {
     "attention": (attend, plain_attention, [(2, 3, 5, 6), (2, 3, 7, 6), (2, 3, 7, 4)]),
-    "attention on TPUs": (attend_as_on_tpus, plain_attention, [(2, 3, 5, 6), (2, 3, 7, 6), (2, 3, 7, 4)]),
     "norm": (lambda x, s, b: normalise(x, s, b, 1e-5), plain_norm, [(2, 3, 8), (8,), (8,)]),
     "gelu": (exact_gelu, lambda x: x * jax.scipy.stats.norm.cdf(x), [(4, 50)]),
     "matmul": (matmul, lambda x, kernel: x @ kernel, [(2, 3, 5), (5, 4)]),

@@ -34,9 +34,9 @@ class BcSamSettings:
 class AeCfeSettings:
     """AE-CFE's autoencoder; what is not the original's says so."""
 
-    steps: int = setting(300, "optimiser steps (the original: 150 epochs)")
+    steps: int = setting(900, "optimiser steps (the original: 150 epochs)")
     batch_size: int = setting(32, "cells a step (the original: 500)")
-    learning_rate: float = setting(1e-3, "of Adam, falling to 0 with a cosine (the original: constant)")
+    learning_rate: float = setting(4e-3, "of Adam, falling to 0 with a cosine (the original: constant)")
     discrepancy: float = setting(5.0, "weight of the distance between means and covariances of laboratories")
     latent: int = setting(50, "size of the vector")
     image_size: Literal[64, 128] = setting(64, "side of the image that is drawn, in pixels (the original: 128)")

@@ -175,7 +175,8 @@ def extract_images(
         logger.info("other processes have shards to do")
         return done
     failed = Store(out).failed
-    with replacing(out / IMAGES) as partial:
+    # Each process that ends writes it anew, for columns may have changed since; but one after the other.
+    with locked(out / "finishing.lock", wait=True), replacing(out / IMAGES) as partial:
         pq.write_table(images_table(images, failed), partial)
     return replace(done, failed=len(failed))
 

@@ -6,11 +6,15 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small_dorl import save_small_run, small_dorl, write_images
@@ -24,7 +28,7 @@ from dorl_jax.data.synthetic import write_laboratories
 from dorl_jax.data.taxonomy import load_taxonomy
 from dorl_jax.embedding import job as job_module
 from dorl_jax.embedding.extracted import extracted_cells
-from dorl_jax.embedding.job import EmbedJob, embed_images
+from dorl_jax.embedding.job import Done, EmbedJob, embed_images, extract_images
 from dorl_jax.embedding.table import read_provenance
 from dorl_jax.errors import InputError
 from dorl_jax.locks import locked
@@ -226,6 +230,38 @@ def test_extracting_what_cannot_be_read(folder: Path, tmp_path: Path, capsys: py
     assert "made with another zoom (1.25, now 2.0)" in capsys.readouterr().err
     assert main([*told, "--out", str(tmp_path / "out.parquet")]) == 2
     assert "features are written into a folder" in capsys.readouterr().err
+
+
+def test_processes_that_end_extracting_together(
+    images: ImageList, dorl: DoRL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def extracted(job: EmbedJob, given: ImageList = images) -> Done:
+        return extract_images(
+            dorl.lora_sam, given, tmp_path, job, zoom=0.0, parity=False, kept="float32", made_by={}, progress=False
+        )
+
+    extracted(JOB)
+    expected = (tmp_path / "images.parquet").read_bytes()
+    (tmp_path / "images.parquet").unlink()
+    together, write_table = threading.Barrier(2), pq.write_table
+
+    def slow(table: pa.Table, path: Path) -> None:
+        write_table(table, path)
+        with suppress(threading.BrokenBarrierError):  # nobody else may come here now
+            together.wait(timeout=1)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(job_module.pq, "write_table", slow)
+        dones = list(pool.map(extracted, [share(0, 2), share(1, 2)]))
+    assert [(done.finished, done.failed) for done in dones] == [(True, 2), (True, 2)]
+    assert (tmp_path / "images.parquet").read_bytes() == expected
+    assert not list(tmp_path.glob("*.partial"))
+    # Labels that have been put right since go with the same features.
+    labels = [f"class{place % 3}" for place in range(COUNT)]
+    sources = [images.source_text(place) for place in range(COUNT)]
+    labelled = ImageList(images.ids.to_pylist(), sources, columns={"label": labels})
+    assert extracted(JOB, labelled).images == 0
+    assert pq.read_table(tmp_path / "images.parquet")["label"].to_pylist() == labels
 
 
 def test_the_cells_of_what_was_extracted(folder: Path, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ml_dtypes
@@ -136,6 +137,26 @@ def test_any_number_of_processes_makes_the_same_file(
     assert out.read_bytes() == whole.read_bytes()
 
 
+def test_a_file_that_another_process_wrote_first(
+    dorl: DoRL, images: ImageList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both find all shards done; the one that waits for the lock tells the same as the one that writes."""
+    embed_images(dorl, images, tmp_path / "vectors.parquet", share(1, 2), progress=False)
+    dones: list[Done | None] = []
+
+    @contextmanager
+    def overtaken(path: Path, **how: bool) -> Iterator[None]:
+        if path.name == "finishing.lock" and not dones:
+            dones.append(None)
+            dones[0] = embed_images(dorl, images, tmp_path / "vectors.parquet", share(1, 2), progress=False)
+        with locked(path, **how):
+            yield
+
+    monkeypatch.setattr(job_module, "locked", overtaken)
+    dones.append(embed_images(dorl, images, tmp_path / "vectors.parquet", share(0, 2), progress=False))
+    assert [(done.finished, done.failed) for done in dones if done] == [(True, 2), (True, 2)]
+
+
 def share(process: int, processes: int) -> EmbedJob:
     return EmbedJob(batch_size=2, shard_size=3, workers=0, process=process, processes=processes)
 
@@ -147,7 +168,8 @@ def test_what_does_not_fit_is_refused(whole: Path, dorl: DoRL, images: ImageList
         embed_images(dorl, images[1:], whole, JOB, progress=False)
     with pytest.raises(InputError, match=r"another zoom \(0.0, now 1.25\)"):
         embed_images(small_dorl(1.25), images, whole, JOB, progress=False)
-    assert embed_images(dorl, images, whole, JOB, progress=False).images == 0
+    again = embed_images(dorl, images, whole, JOB, progress=False)
+    assert (again.images, again.failed) == (0, 2)
     with pytest.raises(InputError, match=r"export"):
         embed_images(dorl, images, tmp_path / "vectors.csv", JOB, progress=False)
     with pytest.raises(InputError, match="process 2 of 2"):
@@ -178,6 +200,8 @@ def test_the_command(whole: Path, folder: Path, run: Path, tmp_path: Path, capsy
     assert main(command(folder, run, out)) == 0
     assert "2 images have no vector" in capsys.readouterr().out
     assert out.read_bytes() == whole.read_bytes()
+    assert main(command(folder, run, out)) == 0
+    assert "2 images have no vector" in capsys.readouterr().out
     assert main(command(folder, run, out, "--config", "x.toml")) == 2
     assert "takes no --config" in capsys.readouterr().err
     assert main(["embed", str(folder), "--out", str(out)]) == 2

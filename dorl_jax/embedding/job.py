@@ -90,8 +90,8 @@ def embed_images(dorl: DoRL, images: ImageList, out: Path, job: EmbedJob, *, pro
     done writes the file and removes them.
 
     Raises:
-      InputError: no images, `out` is of other images or was made otherwise, another process is at it alone, or, with
-        `strict`, an image that cannot be read.
+      InputError: no images, or none at a time, `out` is of other images or was made otherwise, another process is at it
+        alone, or, with `strict`, an image that cannot be read.
     """
     _check(images, job)
     if out.suffix != ".parquet":
@@ -184,6 +184,9 @@ def extract_images(
 def _check(images: ImageList, job: EmbedJob) -> None:
     if not len(images):
         raise InputError("no images to embed")
+    for name, value in (("batch_size", job.batch_size), ("shard_size", job.shard_size)):
+        if value < 1:
+            raise InputError(f"{name} = {value}: at least 1 is needed")
     if not 0 <= job.process < job.processes:
         raise InputError(f"process {job.process} of {job.processes}: expected 0 to {job.processes - 1}")
 

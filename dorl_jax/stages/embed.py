@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Shaped
 from tqdm.auto import tqdm
 
-from dorl_jax.config import setting
+from dorl_jax.config import Settings, setting
 from dorl_jax.data.manifest import Manifest
 from dorl_jax.data.views import small_crop
 from dorl_jax.evaluation.latents import Latents, write_latents
@@ -23,10 +23,10 @@ from dorl_jax.training.checkpoints import load_model
 
 
 @dataclass(frozen=True)
-class EmbedSettings:
+class EmbedSettings(Settings):
     """The representation of every cell."""
 
-    batch_size: int = setting(64, "cells a step")
+    batch_size: int = setting(64, "cells a step", least=1)
 
 
 @nnx.jit

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -174,6 +175,9 @@ def test_what_does_not_fit_is_refused(whole: Path, dorl: DoRL, images: ImageList
         embed_images(dorl, images, tmp_path / "vectors.csv", JOB, progress=False)
     with pytest.raises(InputError, match="process 2 of 2"):
         embed_images(dorl, images, tmp_path / "v.parquet", share(2, 2), progress=False)
+    for name in ("batch_size", "shard_size"):
+        with pytest.raises(InputError, match=f"{name} = 0: at least 1 is needed"):
+            embed_images(dorl, images, tmp_path / "v.parquet", replace(JOB, **{name: 0}), progress=False)
     other = tmp_path / "other.parquet"
     with (
         locked(Path(f"{other}.parts") / "writing.lock"),
@@ -204,6 +208,13 @@ def test_the_command(whole: Path, folder: Path, run: Path, tmp_path: Path, capsy
     assert "2 images have no vector" in capsys.readouterr().out
     assert main(command(folder, run, out, "--config", "x.toml")) == 2
     assert "takes no --config" in capsys.readouterr().err
+    for option, value in (("--batch-size", "abc"), ("--batch-size", "0"), ("--shard-size", "0")):
+        assert main(command(folder, run, tmp_path / "new.parquet", option, value)) == 2
+        assert f"{option} {value}: take a whole number, 1 or more" in capsys.readouterr().err
+    told = ["extract", str(folder), "--model", str(run), "--out", str(tmp_path / "new")]
+    assert main([*told, "--shard-size", "0"]) == 2
+    assert "shard_size = 0: at least 1 is needed" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["vectors.parquet"]
     assert main(["embed", str(folder), "--out", str(out)]) == 2
     assert "needs --model" in capsys.readouterr().err
 

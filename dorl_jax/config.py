@@ -20,11 +20,36 @@ T = TypeVar("T")
 SETTINGS_FILE = "settings.toml"
 
 
-def setting(default: Any, help: str) -> Any:
-    """A dataclass field with a default and the sentence that `--help` shows for it."""
+def setting(default: Any, help: str, *, least: int | float | None = None, most: int | float | None = None) -> Any:
+    """A dataclass field with a default and the sentence that `--help` shows for it.
+
+    Numbers, and those of a tuple, are from `least` to `most` (see `Settings`).
+    """
     if isinstance(default, list | dict):
         raise TypeError("settings are immutable: use a tuple")
-    return dataclasses.field(default=default, metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help, "least": least, "most": most})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What has settings: numbers outside of their bounds are refused, in a file, on a command line and in Python."""
+
+    def __post_init__(self) -> None:
+        """Refuse them, before a run has trained for hours.
+
+        Raises:
+          InputError: names the setting, its value and what it may be.
+        """
+        for field in dataclasses.fields(self):
+            least, most = field.metadata.get("least"), field.metadata.get("most")
+            value = getattr(self, field.name)
+            for number in value if isinstance(value, tuple) else (value,):
+                # So written that NaN is outside of any.
+                low, high = least is not None and not number >= least, most is not None and not number <= most
+                if low or high:
+                    bounds = [f"at {name} {end}" for name, end in (("least", least), ("most", most)) if end is not None]
+                    shown = list(value) if isinstance(value, tuple) else value
+                    raise InputError(f"{field.name} = {shown}: {' and '.join(bounds)} is needed")
 
 
 def load(settings_type: type[T], path: str | os.PathLike[str], overrides: Mapping[str, str] | None = None) -> T:
@@ -36,7 +61,7 @@ def load(settings_type: type[T], path: str | os.PathLike[str], overrides: Mappin
       overrides: dotted key -> text, as typed on a command line (`{"train_cae.steps": "100"}`).
 
     Raises:
-      InputError: no such file, no TOML, an unknown key, or a value of another type.
+      InputError: no such file, no TOML, an unknown key, or a value of another type or outside of its bounds.
     """
     return build(settings_type, _read(Path(path)), overrides, origin=str(path))
 

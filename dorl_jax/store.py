@@ -9,12 +9,16 @@ different shards of one store at the same time.
 import hashlib
 import json
 import logging
+import math
+import os
 import shutil
 import uuid
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
+from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -31,6 +35,22 @@ _INDEX, _IDS, _SHARD = "store.json", "ids.parquet", "shard.json"
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # Bytes of a file that are read at once for its checksum.
 _PIECE = 1 << 22
+# Files of a field that stay mapped. The system allows a process 65530 maps, and a store may have more files.
+_MAPPED = 1024
+
+
+class _Damaged(InputError):
+    """What a file of a store holds is not what was written, or it is gone: writing it again helps."""
+
+
+class _File(NamedTuple):
+    """Where the rows of one field of one shard are. Nothing is open."""
+
+    path: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    offset: int
 
 
 def fingerprint(*parts: Any) -> str:
@@ -184,7 +204,7 @@ class Store:
         self._ids: list[str] | None = None
         self._fields: dict[str, Rows] = {}
         self.failed: dict[int, str] = {}
-        parts: dict[str, list[np.ndarray]] = {}
+        files: dict[str, list[_File]] = {}
         for number in range(self.shards):
             shard = _shard_folder(folder, number)
             if not shard.is_dir():
@@ -193,10 +213,10 @@ class Store:
             for row, reason in described["failed"].items():
                 self.failed[number * index["shard_size"] + int(row)] = reason
             for file in described["files"]:
-                name, array = _open(shard / file, index["redo"])
-                parts.setdefault(name, []).append(array)
-        for name, arrays in parts.items():
-            self._fields[name] = Rows(arrays, index["shard_size"])
+                name, found = _read_header(shard / file, index["redo"])
+                files.setdefault(name, []).append(found)
+        for name, own in files.items():
+            self._fields[name] = Rows(own, index["shard_size"])
             if len(self._fields[name]) != len(self):
                 raise InputError(f"the store {folder} has {len(self._fields[name])} rows of {name!r}, not {len(self)}")
 
@@ -240,21 +260,26 @@ class Store:
 
 
 class Rows:
-    """The rows of one field over all shards."""
+    """The rows of one field over all shards; a file is mapped when a row of it is first asked for."""
 
-    def __init__(self, parts: Sequence[np.ndarray], shard_size: int) -> None:
-        self._parts, self._shard_size = parts, shard_size
+    def __init__(self, files: Sequence[_File], shard_size: int) -> None:
+        self._files, self._shard_size = files, shard_size
+        self._mapped = lru_cache(_MAPPED)(_map)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker process gets the names of the files, not what is in them.
+        return Rows, (self._files, self._shard_size)
 
     def __len__(self) -> int:
-        return sum(len(part) for part in self._parts)
+        return sum(file.shape[0] for file in self._files)
 
     def __getitem__(self, index: int) -> np.ndarray:
         shard, row = divmod(int(index), self._shard_size)
-        return np.asarray(self._parts[shard][row])
+        return np.asarray(self._mapped(self._files[shard])[row])
 
     def shard(self, number: int) -> np.ndarray:
         """All rows of one shard."""
-        return np.asarray(self._parts[number])
+        return self._mapped(self._files[number])
 
 
 class Places:
@@ -306,8 +331,10 @@ def _read_json(path: Path, names: Sequence[str], redo: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
         return {name: found[name] for name in names}
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}): {redo}") from error
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise _Damaged(f"{path} is damaged ({error!r}): {redo}") from error
+    except OSError as error:  # of the system, as where too many files are open
+        raise InputError(f"{path} cannot be read: {error}") from error
 
 
 def _checksum(path: Path) -> list[int]:
@@ -323,7 +350,7 @@ def _problem(shard: Path) -> str:
     """What is wrong with a shard; empty for nothing."""
     try:
         described = _read_shard(shard, "")
-    except InputError:
+    except _Damaged:
         return f"{_SHARD} cannot be read"
     for name, expected in described["files"].items():
         path = shard / name
@@ -334,12 +361,34 @@ def _problem(shard: Path) -> str:
     return ""
 
 
-def _open(path: Path, redo: str) -> tuple[str, np.ndarray]:
+def _read_header(path: Path, redo: str) -> tuple[str, _File]:
+    """Name of the field, and where its rows are."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}): {redo}") from error
+        with path.open("rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("not the version of .npy that is written")
+            shape, columns_first, dtype = np.lib.format.read_array_header_1_0(file)
+            offset, size = file.tell(), os.fstat(file.fileno()).st_size
+        if size != offset + math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{size} bytes, which do not hold {shape} of {dtype}")
+    except (FileNotFoundError, ValueError, EOFError, SyntaxError, TokenError) as error:
+        raise _Damaged(f"{path} is damaged ({error}): {redo}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
     name = path.name.removesuffix(".npy")
     if name.endswith(".bfloat16"):
-        return name.removesuffix(".bfloat16"), array.view(_BFLOAT16)
-    return name, array
+        name, dtype = name.removesuffix(".bfloat16"), _BFLOAT16
+    return name, _File(str(path), dtype, shape, "F" if columns_first else "C", offset)
+
+
+def _map(file: _File) -> np.ndarray:
+    """The rows, read only.
+
+    By Arrow, whose maps outlive the closing of their file. NumPy's keep a descriptor each, of which a process may have
+    1024, and rows that are still in use keep their maps.
+    """
+    try:
+        with pa.memory_map(file.path) as opened:
+            return np.ndarray(file.shape, file.dtype, opened.read_buffer(), file.offset, order=file.order)
+    except (OSError, TypeError) as error:  # removed or cut off meanwhile, or the system refuses
+        raise InputError(f"{file.path} cannot be read any more: {error}") from error

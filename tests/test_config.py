@@ -1,5 +1,8 @@
 """Settings: overrides, round trips, and errors that name the key."""
 
+import dataclasses
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +18,19 @@ class Part:
     rate: float = config.setting(0.1, "rate")
     names: tuple[str, ...] = config.setting((), "names")
     note: str | None = config.setting(None, "note")
+
+
+@dataclass(frozen=True)
+class Bounded(config.Settings):
+    steps: int = config.setting(3, "steps", least=1)
+    share: float = config.setting(0.5, "share", least=0, most=1)
+    sizes: tuple[int, ...] = config.setting((2, 3), "sizes", least=2)
+    free: float = config.setting(0.0, "free")
+
+
+@dataclass(frozen=True)
+class Outer(config.Settings):
+    inner: Bounded = field(default_factory=Bounded)
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,69 @@ def test_bad_overrides(tmp_path):
         config.build(Whole, {}, {"prat.steps": "1"})
     with pytest.raises(InputError, match="unknown key 'part.stepz'"):
         config.build(Whole, {}, {"part.stepz": "1"})
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value", "message"),
+    [
+        ("steps", "0", 0, r"steps = 0: at least 1 is needed"),
+        ("share", "1.5", 1.5, r"share = 1.5: at least 0 and at most 1 is needed"),
+        ("share", "-0.1", -0.1, r"share = -0.1: at least 0 and at most 1 is needed"),
+        ("share", "nan", math.nan, r"share = nan: at least 0"),
+        ("sizes", "[4, 1]", (4, 1), r"sizes = \[4, 1\]: at least 2 is needed"),
+    ],
+)
+def test_numbers_outside_of_their_bounds(tmp_path, key, text, value, message):
+    path = tmp_path / "a.toml"
+    path.write_text(f"[inner]\n{key} = {text}\n")
+    with pytest.raises(InputError, match=rf"a.toml: {message}.*inner"):
+        config.load(Outer, path)
+    path.write_text("")
+    with pytest.raises(InputError, match=rf"{message}.*inner"):
+        config.load(Outer, path, {f"inner.{key}": text})
+    with pytest.raises(InputError, match=message):
+        Bounded(**{key: value})
+
+
+def test_the_ends_of_bounds_are_inside():
+    assert Bounded(1, 0.0, (2,), -1e9) == config.build(Bounded, {"steps": 1, "share": 0, "sizes": [2], "free": -1e9})
+    assert Bounded(share=1.0, sizes=()).sizes == ()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "embed.batch_size=0", "extract.batch_size=0", "extract.shard_size=0", "extract.workers=-2", "train_cae.steps=0",
+        "train_cae.log_every=0", "train_cae.mask_ratio=1.5", "train_cae.seed=-1", "finetune_sam.held_out=1.5",
+        "finetune_sam.validation=-0.1", "finetune_sam.class_weights=[1.0, -1.0]", "finetune_sam.rank=0",
+        "data.synthetic_cells=0", "baselines.bc_sam.steps=0", "baselines.ae_cfe.batch_size=0",
+        "baselines.resnet.size=0", "baselines.resnet.size=-16", "baselines.resnet.folds=1", "evaluate.folds=1",
+        "evaluate.rounds=0",
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense(given):
+    from dorl_jax.stages.run import RunSettings
+
+    key, value = given.split("=")
+    section, name = key.rsplit(".", 1)
+    with pytest.raises(InputError, match=rf"{name} = {re.escape(value)}: at least .* is needed - at `\$.{section}`"):
+        config.build(RunSettings, {}, {key: value})
+
+
+def test_every_number_of_a_run_has_bounds():
+    """But for those that may be anything."""
+    from dorl_jax.stages.run import RunSettings
+
+    def numbers(settings, before=""):
+        for one in dataclasses.fields(settings):
+            value = getattr(settings, one.name)
+            if dataclasses.is_dataclass(value):
+                yield from numbers(value, f"{before}{one.name}.")
+            elif not isinstance(value, bool) and isinstance(value, int | float) and one.metadata["least"] is None:
+                yield before + one.name
+
+    # A choice of two.
+    assert list(numbers(RunSettings())) == ["baselines.bc_sam.image_size", "baselines.ae_cfe.image_size"]
 
 
 def test_paths(monkeypatch):

@@ -1,5 +1,10 @@
 """The store: what is written is read, what is missing or damaged is named."""
 
+import os
+import pickle
+import resource
+from contextlib import contextmanager
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -30,7 +35,7 @@ def test_rows_come_back(tmp_path):
     for place in (0, 3, 4, 9):
         np.testing.assert_array_equal(store["feature"][place], FEATURES[place])
         np.testing.assert_array_equal(store["crop"][place], CROPS[place])
-    assert isinstance(store["crop"]._parts[0], np.memmap)
+    assert not store["crop"][0].flags.owndata  # mapped, not read
 
 
 def test_an_unfinished_store_goes_on(tmp_path):
@@ -71,9 +76,77 @@ def test_damage_is_named(tmp_path):
     write(tmp_path / "b")
     with pytest.raises(InputError, match="no field 'mask', only crop, feature: if an older version"):
         Store(tmp_path / "b")["mask"]
+    header = tmp_path / "b" / "shard_00001" / "crop.npy"
+    header.write_bytes(header.read_bytes().replace(b"'shape': (4, 4)", b"'shape': (4, 4("))
+    with pytest.raises(InputError, match=r"shard_00001/crop.npy is damaged"):
+        Store(tmp_path / "b")
     (tmp_path / "store.json").write_text("{")
     with pytest.raises(InputError, match="store.json is damaged"):
         Store(tmp_path)
+
+
+@contextmanager
+def files_at_once(count):
+    """At most, beside those that are open already."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + count, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_store_of_more_files_than_may_be_open(tmp_path, monkeypatch):
+    count = 400
+    writer = StoreWriter(tmp_path, [str(i) for i in range(count)], SIGNATURE, 1)
+    values = np.random.RandomState(2).randint(0, 256, (count, 3)).astype(np.uint8)
+    for number, _ in writer.missing():
+        writer.write(number, {"value": values[number : number + 1], "flag": values[number : number + 1, 0] > 99})
+    with files_at_once(20):
+        store = Store(tmp_path)
+        rows = [store["value"][place] for place in range(count)]  # all in use at the same time
+        flags = [store["flag"][place] for place in range(count)]
+    np.testing.assert_array_equal(rows, values)
+    np.testing.assert_array_equal(flags, values[:, 0] > 99)
+    monkeypatch.setattr("dorl_jax.store._MAPPED", 3)
+    store = Store(tmp_path)
+    for place in np.random.RandomState(3).randint(0, count, 1000).tolist():
+        np.testing.assert_array_equal(store["value"][place], values[place])
+    assert store["value"]._mapped.cache_info().currsize == 3
+
+
+def test_too_many_open_files_are_no_damage(tmp_path):
+    write(tmp_path)
+    store, writer = Store(tmp_path), StoreWriter(tmp_path, IDS, SIGNATURE, 4)
+    with files_at_once(0):
+        for read in (lambda: Store(tmp_path), lambda: store["crop"][0], store.verify, writer.missing):
+            with pytest.raises((InputError, OSError), match="Too many open files") as refused:
+                read()
+            assert "damaged" not in str(refused.value)
+    assert writer.missing() == []  # nothing was removed
+
+
+def test_a_file_that_goes_away_is_named(tmp_path):
+    write(tmp_path)
+    store = Store(tmp_path)
+    gone, cut = tmp_path / "shard_00000" / "crop.npy", tmp_path / "shard_00001" / "crop.npy"
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"shard_00000/crop.npy cannot be read any more: .*No such file"):
+        store["crop"][0]
+    with pytest.raises(InputError, match=r"shard_00001/crop.npy cannot be read any more"):
+        store["crop"][4]
+
+
+def test_a_worker_gets_names_not_contents(tmp_path):
+    write(tmp_path)
+    rows = Store(tmp_path)["feature"]
+    rows[0]
+    sent = pickle.loads(pickle.dumps(rows))  # noqa: S301
+    np.testing.assert_array_equal([sent[place] for place in range(10)], FEATURES)
+    assert b"feature.bfloat16.npy" in pickle.dumps(rows)
 
 
 def test_a_damaged_shard_alone_is_done_again(tmp_path, caplog):

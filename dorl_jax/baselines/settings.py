@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dorl_jax.config import setting
+from dorl_jax.config import Settings, setting
 from dorl_jax.errors import InputError, name_some, suggest
 
 BASELINES = {
@@ -18,64 +18,65 @@ BASELINES = {
 
 
 @dataclass(frozen=True)
-class BcSamSettings:
+class BcSamSettings(Settings):
     """BC-SAM's autoencoder; what is not the original's says so."""
 
-    steps: int = setting(300, "optimiser steps (the original: 10 epochs)")
-    batch_size: int = setting(32, "cells a step (the original: 128)")
-    learning_rate: float = setting(5e-4, "of AdamW, falling to 0 with a cosine (the original: constant)")
-    weight_decay: float = setting(0.05, "of AdamW")
-    discrepancy: float = setting(5.0, "weight of the distance between the means of laboratories")
-    latent: int = setting(50, "size of the vector")
+    steps: int = setting(300, "optimiser steps (the original: 10 epochs)", least=1)
+    batch_size: int = setting(32, "cells a step (the original: 128)", least=1)
+    learning_rate: float = setting(5e-4, "of AdamW, falling to 0 with a cosine (the original: constant)", least=0)
+    weight_decay: float = setting(0.05, "of AdamW", least=0)
+    discrepancy: float = setting(5.0, "weight of the distance between the means of laboratories", least=0)
+    latent: int = setting(50, "size of the vector", least=1)
     image_size: Literal[64, 128] = setting(64, "side of the image that is drawn, in pixels (the original: 128)")
 
 
 @dataclass(frozen=True)
-class AeCfeSettings:
+class AeCfeSettings(Settings):
     """AE-CFE's autoencoder; what is not the original's says so."""
 
-    steps: int = setting(900, "optimiser steps (the original: 150 epochs)")
-    batch_size: int = setting(32, "cells a step (the original: 500)")
-    learning_rate: float = setting(4e-3, "of Adam, falling to 0 with a cosine (the original: constant)")
-    discrepancy: float = setting(5.0, "weight of the distance between means and covariances of laboratories")
-    latent: int = setting(50, "size of the vector")
+    steps: int = setting(900, "optimiser steps (the original: 150 epochs)", least=1)
+    batch_size: int = setting(32, "cells a step (the original: 500)", least=1)
+    learning_rate: float = setting(4e-3, "of Adam, falling to 0 with a cosine (the original: constant)", least=0)
+    discrepancy: float = setting(5.0, "weight of the distance between means and covariances of laboratories", least=0)
+    latent: int = setting(50, "size of the vector", least=1)
     image_size: Literal[64, 128] = setting(64, "side of the image that is drawn, in pixels (the original: 128)")
-    image_channels: int = setting(32, "channels of the image decoder (the original: 200 to 128)")
+    image_channels: int = setting(32, "channels of the image decoder (the original: 200 to 128)", least=1)
 
 
 @dataclass(frozen=True)
-class ResNetSettings:
+class ResNetSettings(Settings):
     """A residual network for each source laboratory and fold."""
 
-    steps: int = setting(1000, "optimiser steps of each network")
-    batch_size: int = setting(32, "cells a step, of all classes alike often")
-    learning_rate: float = setting(2e-3, "of AdamW, falling to 0 with a cosine")
-    weight_decay: float = setting(0.05, "of AdamW")
-    smoothing: float = setting(0.1, "share of the labels spread over all classes")
-    size: int = setting(64, "side of the crops in pixels, a multiple of 16")
-    width: int = setting(16, "channels of the first stage; they double in each of the three that follow")
-    folds: int = setting(5, "networks of each source, each without one fold of it")
-    stain: float = setting(1.0, "strength of the random change of the dyes")
-    white_balance: float = setting(1.0, "strength of the random change of the light")
+    steps: int = setting(1000, "optimiser steps of each network", least=1)
+    batch_size: int = setting(32, "cells a step, of all classes alike often", least=1)
+    learning_rate: float = setting(2e-3, "of AdamW, falling to 0 with a cosine", least=0)
+    weight_decay: float = setting(0.05, "of AdamW", least=0)
+    smoothing: float = setting(0.1, "share of the labels spread over all classes", least=0, most=1)
+    size: int = setting(64, "side of the crops in pixels, a multiple of 16", least=16)
+    width: int = setting(16, "channels of the first stage; they double in each of the three that follow", least=1)
+    folds: int = setting(5, "networks of each source, each without one fold of it", least=2)
+    stain: float = setting(1.0, "strength of the random change of the dyes", least=0)
+    white_balance: float = setting(1.0, "strength of the random change of the light", least=0)
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be halved four times.
+        """Refuse what cannot be halved four times, too.
 
         Raises:
-          InputError: names the size.
+          InputError: names the setting.
         """
+        super().__post_init__()
         if self.size % 16:
             raise InputError(f"resnet.size = {self.size}: take a multiple of 16")
 
 
 @dataclass(frozen=True)
-class BaselineSettings:
+class BaselineSettings(Settings):
     """What the method is compared with."""
 
     names: tuple[str, ...] = setting(
         (), f"baselines to make and to judge beside the run, out of {', '.join(BASELINES)}"
     )
-    seed: int = setting(0, "seed of those that are trained")
+    seed: int = setting(0, "seed of those that are trained", least=0, most=2**32 - 1)
     bc_sam: BcSamSettings = field(default_factory=BcSamSettings)
     ae_cfe: AeCfeSettings = field(default_factory=AeCfeSettings)
     resnet: ResNetSettings = field(default_factory=ResNetSettings)
@@ -84,8 +85,9 @@ class BaselineSettings:
         """Refuse unknown names, before a run has trained for hours.
 
         Raises:
-          InputError: an unknown or repeated name.
+          InputError: an unknown or repeated name, or a number outside of its bounds.
         """
+        super().__post_init__()
         for name in self.names:
             check_name(name)
         if len(set(self.names)) < len(self.names):

@@ -87,13 +87,23 @@ def run(options: argparse.Namespace) -> None:
 def _embed(options: argparse.Namespace, images: ImageList, job: EmbedJob) -> None:
     job = replace(
         job,
-        batch_size=int(options.setting_batch_size or EmbedJob.batch_size),
+        batch_size=_count("--batch-size", given) if (given := options.setting_batch_size) else job.batch_size,
         dtype=options.dtype,
         workers=options.workers,
-        shard_size=options.shard_size,
+        shard_size=_count("--shard-size", options.shard_size),
     )
     done = embed_images(DoRL.load(options.model, only=job.dtype), images, options.out, job, progress=not options.quiet)
     print(_told(done, "vector", f"The vectors: {options.out}"))
+
+
+def _count(option: str, given: str | int) -> int:
+    try:
+        number = int(given)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise InputError(f"{option} {given}: take a whole number, 1 or more")
+    return number
 
 
 def _extract(options: argparse.Namespace, images: ImageList, job: EmbedJob) -> None:

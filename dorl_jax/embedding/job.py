@@ -24,7 +24,7 @@ from dorl_jax.data.pool import worker_count
 from dorl_jax.dorl import DoRL, Dtype
 from dorl_jax.embedding.engine import Engine
 from dorl_jax.embedding.shards import batches_of, joined, whole_batches
-from dorl_jax.embedding.table import images_table, read_provenance, write_vectors
+from dorl_jax.embedding.table import count_failed, images_table, read_provenance, write_vectors
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import replacing
 from dorl_jax.locks import locked
@@ -71,7 +71,7 @@ class Done:
       images: how many it embedded now.
       seconds: for that, starting up and compiling left out.
       idle_share: of that time, how much of it the devices waited, 0..1.
-      failed: images of all that have no vector.
+      failed: images of all that have no vector; 0 until the file is there.
       finished: whether the file is there; otherwise other processes have shards to do.
     """
 
@@ -90,8 +90,8 @@ def embed_images(dorl: DoRL, images: ImageList, out: Path, job: EmbedJob, *, pro
     done writes the file and removes them.
 
     Raises:
-      InputError: no images, `out` is of other images or was made otherwise, another process is at it alone, or, with
-        `strict`, an image that cannot be read.
+      InputError: no images, or none at a time, `out` is of other images or was made otherwise, another process is at it
+        alone, or, with `strict`, an image that cannot be read.
     """
     _check(images, job)
     if out.suffix != ".parquet":
@@ -102,7 +102,7 @@ def embed_images(dorl: DoRL, images: ImageList, out: Path, job: EmbedJob, *, pro
         if changed:
             raise InputError(f"{out} is there, made with another {name_some(changed)}: remove it or write elsewhere")
         logger.info("%s is there already", out)
-        return Done(0, 0.0, 0.0, 0, True)
+        return Done(0, 0.0, 0.0, count_failed(out), True)
     parts = out.with_name(out.name + ".parts")
     with locked(parts / "writing.lock", shared=job.processes > 1):
         done = _do_missing(
@@ -175,7 +175,8 @@ def extract_images(
         logger.info("other processes have shards to do")
         return done
     failed = Store(out).failed
-    with replacing(out / IMAGES) as partial:
+    # Each process that ends writes it anew, for columns may have changed since; but one after the other.
+    with locked(out / "finishing.lock", wait=True), replacing(out / IMAGES) as partial:
         pq.write_table(images_table(images, failed), partial)
     return replace(done, failed=len(failed))
 
@@ -183,6 +184,9 @@ def extract_images(
 def _check(images: ImageList, job: EmbedJob) -> None:
     if not len(images):
         raise InputError("no images to embed")
+    for name, value in (("batch_size", job.batch_size), ("shard_size", job.shard_size)):
+        if value < 1:
+            raise InputError(f"{name} = {value}: at least 1 is needed")
     if not 0 <= job.process < job.processes:
         raise InputError(f"process {job.process} of {job.processes}: expected 0 to {job.processes - 1}")
 
@@ -270,10 +274,6 @@ def _finish(images: ImageList, out: Path, parts: Path, made_by: Mapping[str, Any
         return done
     with locked(parts / "finishing.lock", wait=True):
         if not out.exists():
-            store = Store(parts)
-            write_vectors(store, images, out, made_by)
-            failed = len(store.failed)
-        else:
-            failed = done.failed
+            write_vectors(Store(parts), images, out, made_by)
     shutil.rmtree(parts, ignore_errors=True)
-    return Done(done.images, done.seconds, done.idle_share, failed, True)
+    return replace(done, failed=count_failed(out))

@@ -97,3 +97,10 @@ def read_provenance(path: Path) -> dict[str, Any]:
         return json.loads(metadata[PROVENANCE])
     except (pa.ArrowInvalid, OSError, KeyError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is no file of vectors that dorl_jax wrote ({error!r})") from error
+
+
+def count_failed(path: Path) -> int:
+    """How many images of a file of vectors have none; vectors are not read for it."""
+    with pq.ParquetFile(path) as file:
+        reasons = file.read(columns=["reason"])["reason"]
+    return len(reasons) - reasons.null_count

@@ -115,14 +115,17 @@ def fit_classifier(
       rounds: of training on them.
 
     Raises:
-      InputError: an unknown classifier or column, fewer than two classes, for a support vector machine a class of one
-        cell or training on unlabelled cells, unlabelled cells of another model, or none where they are needed.
+      InputError: an unknown classifier or column, fewer than two classes, no rounds, for a support vector machine a
+        class of one cell or training on unlabelled cells, unlabelled cells of another model, or none where they are
+        needed.
     """
     if (unlabelled is not None) != (adaptation in TRAINING_ON):
         raise InputError(
             f"the adaptation {adaptation!r} "
             + ("takes no unlabelled cells" if unlabelled is not None else "needs unlabelled cells to train on")
         )
+    if rounds < 1:
+        raise InputError(f"rounds = {rounds}: at least 1 is needed")
     if unlabelled is not None:
         refuse_other_model(vectors.provenance, unlabelled.provenance)
         if name.startswith("svm_"):

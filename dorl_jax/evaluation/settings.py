@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dorl_jax.config import setting
+from dorl_jax.config import Settings, setting
 from dorl_jax.errors import InputError, name_some, suggest
 from dorl_jax.evaluation.adaptation import ADAPTATIONS, ROUNDS, TRAINING_ON
 from dorl_jax.evaluation.classifier_names import CLASSIFIERS
 
 
 @dataclass(frozen=True)
-class ProtocolSettings:
+class ProtocolSettings(Settings):
     """How vectors are judged."""
 
     parity: bool = setting(
@@ -23,8 +23,8 @@ class ProtocolSettings:
         "",
         "the classifier that ranks methods and is shown first; empty for logistic_regression_balanced, else the first",
     )
-    folds: int = setting(5, "stratified folds of each laboratory")
-    seed: int = setting(1234, "seed of the fold splits and of the classifiers")
+    folds: int = setting(5, "stratified folds of each laboratory", least=2)
+    seed: int = setting(1234, "seed of the fold splits and of the classifiers", least=0, most=2**32 - 1)
     grouped: bool = setting(True, "keep cells of a group (patient, slide, copies of a picture) in one fold")
     adaptations: tuple[str, ...] = setting(
         ("none", "own"), "; ".join(f"{name}: {meaning}" for name, meaning in ADAPTATIONS.items())
@@ -32,7 +32,7 @@ class ProtocolSettings:
     adapt_from: Literal["all", "others"] = setting(
         "all", "cells of the target that adaptation sees: all, or for each tested part the others"
     )
-    rounds: int = setting(ROUNDS, "rounds of self-training and co-training")
+    rounds: int = setting(ROUNDS, "rounds of self-training and co-training", least=1)
     leave_one_out: bool = setting(True, "also train on all laboratories but the tested one, where there are three")
     tested: Literal["all", "unseen"] = setting(
         "all", "cells that are tested: all, or those that the making of the vectors has not seen"
@@ -40,14 +40,15 @@ class ProtocolSettings:
     require: Literal["", "held_out", "unlabelled_target", "transductive"] = setting(
         "", "refuse to test across laboratories in a setting looser than this"
     )
-    resamples: int = setting(1000, "bootstrap resamples behind intervals and comparisons")
+    resamples: int = setting(1000, "bootstrap resamples behind intervals and comparisons", least=100)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be done, before a run has trained for hours.
 
         Raises:
-          InputError: names the setting and what to do. With `parity` the others do not matter.
+          InputError: names the setting and what to do. With `parity` the names of others do not matter.
         """
+        super().__post_init__()
         if self.parity:
             return
         for what, names, known in (
@@ -66,11 +67,6 @@ class ProtocolSettings:
             without = [one for one in self.adaptations if one in TRAINING_ON and name.startswith("svm")]
             if without:
                 raise InputError(f"{name} gives no probabilities to train itself by: leave it or {without[0]} out")
-        for what, value, least in (("folds", self.folds, 2), ("rounds", self.rounds, 1)):
-            if value < least:
-                raise InputError(f"{what} = {value}: at least {least} are needed")
-        if self.resamples < 100:
-            raise InputError(f"resamples = {self.resamples}: at least 100 are needed for an interval")
         if self.ranking_classifier not in self.classifiers:
             raise InputError(f"headline = {self.headline!r} is not among the classifiers {', '.join(self.classifiers)}")
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from tqdm.auto import tqdm
 
-from dorl_jax.config import setting
+from dorl_jax.config import Settings, setting
 from dorl_jax.data.manifest import Manifest
 from dorl_jax.data.views import small_crop
 from dorl_jax.evaluation.exposure import what_was_seen
@@ -23,10 +23,10 @@ from dorl_jax.training.checkpoints import load_model
 
 
 @dataclass(frozen=True)
-class EmbedSettings:
+class EmbedSettings(Settings):
     """The representation of every cell."""
 
-    batch_size: int = setting(64, "cells a step")
+    batch_size: int = setting(64, "cells a step", least=1)
 
 
 @nnx.jit

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from dorl_jax import __version__
-from dorl_jax.config import setting
+from dorl_jax.config import Settings, setting
 from dorl_jax.data.images import resize_image, resize_mask
 from dorl_jax.data.loader import CellSources, picture_batches
 from dorl_jax.data.manifest import Cell, Manifest
@@ -29,17 +29,21 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ExtractSettings:
+class ExtractSettings(Settings):
     """Features, masks and crops."""
 
-    batch_size: int = setting(16, "images a step")
+    batch_size: int = setting(16, "images a step", least=1)
     dtype: Literal["float32", "bfloat16"] = setting("bfloat16", "type in which features are kept")
     zoom: float = setting(
-        1.25, "features of the window around the cell, this many times its size; 0 for the whole image, as the original"
+        1.25,
+        "features of the window around the cell, this many times its size; 0 for the whole image, as the original",
+        least=0,
     )
     parity: bool = setting(False, "crop as the released code does: without the last row and column of the box")
-    shard_size: int = setting(256, "cells a shard of the store, rounded up to whole batches")
-    workers: int = setting(-1, "processes that decode and cut out cells; 0 for threads, -1 for half the cores")
+    shard_size: int = setting(256, "cells a shard of the store, rounded up to whole batches", least=1)
+    workers: int = setting(
+        -1, "processes that decode and cut out cells; 0 for threads, -1 for half the cores", least=-1
+    )
 
 
 def extract(

@@ -40,21 +40,21 @@ class FinetuneSettings(TrainingSettings):
     """Fine-tuning (or training from scratch) of the segmenter."""
 
     variant: Literal["tiny", "vit_b", "vit_l", "vit_h"] = setting("tiny", "shape of the SAM")
-    image_size: int = setting(0, "side of the input in pixels; 0 for 112 (tiny) or 224")
+    image_size: int = setting(0, "side of the input in pixels; 0 for 112 (tiny) or 224", least=0)
     checkpoint: str = setting("", "official SAM checkpoint (.pth, .safetensors) to start from; empty for fresh weights")
     encoder: Literal["lora", "lora_only", "full"] = setting(
         "full",
         "what trains: LoRA, prompt encoder and mask decoder (the method); LoRA alone; or every weight (needed without "
         "a checkpoint)",
     )
-    rank: int = setting(4, "rank of the LoRA matrices (encoder = 'lora' or 'lora_only')")
+    rank: int = setting(4, "rank of the LoRA matrices (encoder = 'lora' or 'lora_only')", least=1)
     pixel_statistics: Literal["data", "sam", "dorl"] = setting(
         "data", "mean and sd that normalise the input: of the training images, SAM's, or DoRL's"
     )
-    learning_rate: float = setting(5e-4, "peak learning rate")
-    weight_decay: float = setting(0.1, "AdamW's weight decay")
-    dice_weight: float = setting(0.8, "share of Dice in the loss; the rest is cross-entropy")
-    class_weights: tuple[float, float] = setting((1.0, 1.0), "weights of background and cell in the loss")
+    learning_rate: float = setting(5e-4, "peak learning rate", least=0)
+    weight_decay: float = setting(0.1, "AdamW's weight decay", least=0)
+    dice_weight: float = setting(0.8, "share of Dice in the loss; the rest is cross-entropy", least=0, most=1)
+    class_weights: tuple[float, float] = setting((1.0, 1.0), "weights of background and cell in the loss", least=0)
     resize: Literal["bilinear", "cv2_bilinear"] = setting(
         "bilinear", "to the input's size; 'cv2_bilinear', the original's, skips pixels where it shrinks by 2 or more"
     )
@@ -66,18 +66,26 @@ class FinetuneSettings(TrainingSettings):
         "change images and masks at random: 'parity' as the original; 'laboratory' by symmetries, small rotations and "
         "the look of another laboratory, by the strengths that follow",
     )
-    magnification: float = setting(1.25, "zoom by up to this factor, or its inverse; 1 for none")
-    stain: float = setting(1.0, "strength of the random amount, hue and purity of the dyes; 0 for none")
-    white_balance: float = setting(1.0, "strength of the random brightness and colour of the light; 0 for none")
-    blur: float = setting(1.0, "strength of random blur and noise; 0 for none")
+    magnification: float = setting(1.25, "zoom by up to this factor, or its inverse; 1 for none", least=1)
+    stain: float = setting(1.0, "strength of the random amount, hue and purity of the dyes; 0 for none", least=0)
+    white_balance: float = setting(
+        1.0, "strength of the random brightness and colour of the light; 0 for none", least=0
+    )
+    blur: float = setting(1.0, "strength of random blur and noise; 0 for none", least=0)
     cell_stain: float = setting(
-        0.0, "strength of a change, half the time, of the dyes of the cell alone; for laboratories that are not seen"
+        0.0,
+        "strength of a change, half the time, of the dyes of the cell alone; for laboratories that are not seen",
+        least=0,
     )
     balance: Literal["none", "laboratory", "class", "laboratory_and_class"] = setting(
         "laboratory", "take these equally often, whatever their size"
     )
-    held_out: float = setting(0.2, "share of the masked cells of each laboratory that is kept for the test")
-    validation: float = setting(0.1, "share of the other masked cells that does not train, but selects; 0 for none")
+    held_out: float = setting(
+        0.2, "share of the masked cells of each laboratory that is kept for the test", least=0, most=1
+    )
+    validation: float = setting(
+        0.1, "share of the other masked cells that does not train, but selects; 0 for none", least=0, most=1
+    )
     select: str = setting("iou", "number of validation.csv that tells the best checkpoint; empty for the last one")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dorl_jax.config import expand_path, setting
+from dorl_jax.config import Settings, expand_path, setting
 from dorl_jax.data.manifest import (
     Failure,
     Manifest,
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Settings):
     """The cells of a run."""
 
     source: Literal["synthetic", "folder"] = setting(
@@ -40,9 +40,9 @@ class DataSettings:
     )
     taxonomy: str = setting("five_classes", "common classes: five_classes, thirteen_classes, or a TOML file")
     strict: bool = setting(False, "stop at files that cannot be used instead of leaving them out")
-    synthetic_laboratories: int = setting(2, "number of synthetic laboratories")
-    synthetic_cells: int = setting(24, "synthetic cells of each class in each laboratory")
-    synthetic_seed: int = setting(0, "seed of the synthetic cells")
+    synthetic_laboratories: int = setting(2, "number of synthetic laboratories", least=1)
+    synthetic_cells: int = setting(24, "synthetic cells of each class in each laboratory", least=1)
+    synthetic_seed: int = setting(0, "seed of the synthetic cells", least=0)
 
 
 def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Manifest:

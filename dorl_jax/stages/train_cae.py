@@ -36,9 +36,11 @@ class CaeSettings(TrainingSettings):
     """Training of the autoencoder."""
 
     variant: Literal["tiny", "vit_b", "vit_l", "vit_h"] = setting("tiny", "shape; that of the SAM")
-    mask_ratio: float = setting(0.75, "share of the tokens hidden from the encoder")
+    mask_ratio: float = setting(0.75, "share of the tokens hidden from the encoder", least=0, most=1)
     standardise: bool = setting(True, "standardise the channels of the features (the original takes them as they are)")
-    pixel_weight: float = setting(1.0, "weight of the absolute difference of images beside SSIM (0 in the original)")
+    pixel_weight: float = setting(
+        1.0, "weight of the absolute difference of images beside SSIM (0 in the original)", least=0
+    )
     vector: tuple[VectorPart, ...] = setting(
         ("cls",),
         "what a cell's vector is made of: 'cls', the encoder's cls token (the original); 'tokens', mean and sd of its "
@@ -46,25 +48,27 @@ class CaeSettings(TrainingSettings):
         "'regions', colour, texture and shape of the cell, its nucleus and its cytoplasm; 'relations', what of these "
         "stain and light leave alone; 'size', areas of the cell, its nucleus and its cytoplasm",
     )
-    reconstruct: int = setting(0, "cells of every batch that are reconstructed; 0 for all")
+    reconstruct: int = setting(0, "cells of every batch that are reconstructed; 0 for all", least=0)
     pixel_channels: tuple[int, ...] = setting(
-        (), "channels of the pixel encoder's convolutions, multiples of 8: [48, 96, 192]; none in the original"
+        (), "channels of the pixel encoder's convolutions, multiples of 8: [48, 96, 192]; none in the original", least=1
     )
-    pixel_size: int = setting(48, "side in pixels of the crops that the pixel encoder sees")
+    pixel_size: int = setting(48, "side in pixels of the crops that the pixel encoder sees", least=1)
     pixel_units: Literal["grey", "cell"] = setting(
         "grey",
         "'cell': each channel of a crop less the cell's mean, by the cell's sd, before the pixel encoder sees it",
     )
     contrast_weight: float = setting(
-        0.0, "weight of the contrast between two changed views of a cell, of which the pixel encoder learns"
+        0.0, "weight of the contrast between two changed views of a cell, of which the pixel encoder learns", least=0
     )
-    temperature: float = setting(0.2, "of the contrast: the lower, the more the most similar other cells count")
-    magnification: float = setting(1.25, "views: zoom by 1/m..m; 1 for none")
-    stain: float = setting(1.5, "views: strength of the change of the dyes (see `data.augment`)")
-    white_balance: float = setting(1.5, "views: strength of the change of the light")
-    blur: float = setting(1.0, "views: strength of blur and noise")
-    batch_size: int = setting(32, "cells a step, over all devices and processes")
-    warmup_steps: int = setting(500, "steps of linear warm-up (at most half of all), before the cosine to 0")
+    temperature: float = setting(
+        0.2, "of the contrast: the lower, the more the most similar other cells count", least=1e-3
+    )
+    magnification: float = setting(1.25, "views: zoom by 1/m..m; 1 for none", least=1)
+    stain: float = setting(1.5, "views: strength of the change of the dyes (see `data.augment`)", least=0)
+    white_balance: float = setting(1.5, "views: strength of the change of the light", least=0)
+    blur: float = setting(1.0, "views: strength of blur and noise", least=0)
+    batch_size: int = setting(32, "cells a step, over all devices and processes", least=1)
+    warmup_steps: int = setting(500, "steps of linear warm-up (at most half of all), before the cosine to 0", least=0)
     balance: Literal["none", "laboratory", "class", "laboratory_and_class"] = setting(
         "laboratory", "the same number of cells of each in every batch; with 'class' the training sees labels"
     )

@@ -6,11 +6,17 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small_dorl import save_small_run, small_dorl, write_images
@@ -24,7 +30,7 @@ from dorl_jax.data.synthetic import write_laboratories
 from dorl_jax.data.taxonomy import load_taxonomy
 from dorl_jax.embedding import job as job_module
 from dorl_jax.embedding.extracted import extracted_cells
-from dorl_jax.embedding.job import EmbedJob, embed_images
+from dorl_jax.embedding.job import Done, EmbedJob, embed_images, extract_images
 from dorl_jax.embedding.table import read_provenance
 from dorl_jax.errors import InputError
 from dorl_jax.locks import locked
@@ -132,6 +138,26 @@ def test_any_number_of_processes_makes_the_same_file(
     assert out.read_bytes() == whole.read_bytes()
 
 
+def test_a_file_that_another_process_wrote_first(
+    dorl: DoRL, images: ImageList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both find all shards done; the one that waits for the lock tells the same as the one that writes."""
+    embed_images(dorl, images, tmp_path / "vectors.parquet", share(1, 2), progress=False)
+    dones: list[Done | None] = []
+
+    @contextmanager
+    def overtaken(path: Path, **how: bool) -> Iterator[None]:
+        if path.name == "finishing.lock" and not dones:
+            dones.append(None)
+            dones[0] = embed_images(dorl, images, tmp_path / "vectors.parquet", share(1, 2), progress=False)
+        with locked(path, **how):
+            yield
+
+    monkeypatch.setattr(job_module, "locked", overtaken)
+    dones.append(embed_images(dorl, images, tmp_path / "vectors.parquet", share(0, 2), progress=False))
+    assert [(done.finished, done.failed) for done in dones if done] == [(True, 2), (True, 2)]
+
+
 def share(process: int, processes: int) -> EmbedJob:
     return EmbedJob(batch_size=2, shard_size=3, workers=0, process=process, processes=processes)
 
@@ -143,11 +169,15 @@ def test_what_does_not_fit_is_refused(whole: Path, dorl: DoRL, images: ImageList
         embed_images(dorl, images[1:], whole, JOB, progress=False)
     with pytest.raises(InputError, match=r"another zoom \(0.0, now 1.25\)"):
         embed_images(small_dorl(1.25), images, whole, JOB, progress=False)
-    assert embed_images(dorl, images, whole, JOB, progress=False).images == 0
+    again = embed_images(dorl, images, whole, JOB, progress=False)
+    assert (again.images, again.failed) == (0, 2)
     with pytest.raises(InputError, match=r"export"):
         embed_images(dorl, images, tmp_path / "vectors.csv", JOB, progress=False)
     with pytest.raises(InputError, match="process 2 of 2"):
         embed_images(dorl, images, tmp_path / "v.parquet", share(2, 2), progress=False)
+    for name in ("batch_size", "shard_size"):
+        with pytest.raises(InputError, match=f"{name} = 0: at least 1 is needed"):
+            embed_images(dorl, images, tmp_path / "v.parquet", replace(JOB, **{name: 0}), progress=False)
     other = tmp_path / "other.parquet"
     with (
         locked(Path(f"{other}.parts") / "writing.lock"),
@@ -174,10 +204,19 @@ def test_the_command(whole: Path, folder: Path, run: Path, tmp_path: Path, capsy
     assert main(command(folder, run, out)) == 0
     assert "2 images have no vector" in capsys.readouterr().out
     assert out.read_bytes() == whole.read_bytes()
+    assert main(command(folder, run, out)) == 0
+    assert "2 images have no vector" in capsys.readouterr().out
     assert main(command(folder, run, out, "--config", "x.toml")) == 2
     assert "takes no --config" in capsys.readouterr().err
     assert main(command(folder, run, out, "--set", "extract.zoom=0")) == 2
     assert "takes no --set" in capsys.readouterr().err
+    for option, value in (("--batch-size", "abc"), ("--batch-size", "0"), ("--shard-size", "0")):
+        assert main(command(folder, run, tmp_path / "new.parquet", option, value)) == 2
+        assert f"{option} {value}: take a whole number, 1 or more" in capsys.readouterr().err
+    told = ["extract", str(folder), "--model", str(run), "--out", str(tmp_path / "new")]
+    assert main([*told, "--shard-size", "0"]) == 2
+    assert "shard_size = 0: at least 1 is needed" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["vectors.parquet"]
     assert main(["embed", str(folder), "--out", str(out)]) == 2
     assert "needs --model" in capsys.readouterr().err
 
@@ -228,6 +267,38 @@ def test_extracting_what_cannot_be_read(folder: Path, tmp_path: Path, capsys: py
     assert "made with another zoom (1.25, now 2.0)" in capsys.readouterr().err
     assert main([*told, "--out", str(tmp_path / "out.parquet")]) == 2
     assert "features are written into a folder" in capsys.readouterr().err
+
+
+def test_processes_that_end_extracting_together(
+    images: ImageList, dorl: DoRL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def extracted(job: EmbedJob, given: ImageList = images) -> Done:
+        return extract_images(
+            dorl.lora_sam, given, tmp_path, job, zoom=0.0, parity=False, kept="float32", made_by={}, progress=False
+        )
+
+    extracted(JOB)
+    expected = (tmp_path / "images.parquet").read_bytes()
+    (tmp_path / "images.parquet").unlink()
+    together, write_table = threading.Barrier(2), pq.write_table
+
+    def slow(table: pa.Table, path: Path) -> None:
+        write_table(table, path)
+        with suppress(threading.BrokenBarrierError):  # nobody else may come here now
+            together.wait(timeout=1)
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setattr(job_module.pq, "write_table", slow)
+        dones = list(pool.map(extracted, [share(0, 2), share(1, 2)]))
+    assert [(done.finished, done.failed) for done in dones] == [(True, 2), (True, 2)]
+    assert (tmp_path / "images.parquet").read_bytes() == expected
+    assert not list(tmp_path.glob("*.partial"))
+    # Labels that have been put right since go with the same features.
+    labels = [f"class{place % 3}" for place in range(COUNT)]
+    sources = [images.source_text(place) for place in range(COUNT)]
+    labelled = ImageList(images.ids.to_pylist(), sources, columns={"label": labels})
+    assert extracted(JOB, labelled).images == 0
+    assert pq.read_table(tmp_path / "images.parquet")["label"].to_pylist() == labels
 
 
 def test_the_cells_of_what_was_extracted(folder: Path, tmp_path: Path) -> None:

@@ -147,6 +147,9 @@ def test_adaptations_that_do_not_fit() -> None:
     other = replace(vectors, provenance={**vectors.provenance, "zoom": 0.0})
     with pytest.raises(InputError, match=r"another model .*: zoom \(1.25, now 0.0\)"):
         fit_classifier(vectors, "mlp", adaptation="self_training", unlabelled=other)
+    for rounds in (0, -1):
+        with pytest.raises(InputError, match=f"rounds = {rounds}: at least 1 is needed"):
+            fit_classifier(vectors, "mlp", adaptation="self_training", unlabelled=vectors, rounds=rounds)
 
 
 def test_cells_without_a_label_are_left_out() -> None:

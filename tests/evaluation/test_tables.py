@@ -68,6 +68,23 @@ def test_markdown_says_the_figures(judged):
     assert line[1] == f"{100 * mean.mean:.1f} ± {100 * mean.sd_seeds:.1f}"
 
 
+def test_floors_of_methods_tested_on_different_cells_are_a_range(judged):
+    """Two methods of one setting; what is said of the second is moved."""
+    found = judged.evaluation
+    means = [replace(m, majority_floor=0.75) if m.method == "noise" else m for m in found.means]
+    summaries = [
+        replace(s, pairs=replace(s.pairs, majority_floor=0.75)) if (s.method, s.setting) == ("noise", "held_out") else s
+        for s in found.summaries
+    ]
+    text = write_tables(replace(found, means=means, summaries=summaries), "markdown")
+    table = text[text.index("## held-out laboratory: methods") :].split("\n\n")[2].splitlines()
+    floors = dict(zip(cells_of(table[0]), cells_of(table[-2]), strict=True))
+    assert floors["pairs accuracy"] == "50.0–75.0"
+    assert floors["others→one accuracy"] == "50.0"
+    table = text[text.index("## held-out laboratory: accuracy") :].split("\n\n")[2].splitlines()
+    assert cells_of(table[-2]) == ["majority floor", *["50.0–75.0"] * 4]
+
+
 def test_invariance_stands_beside_accuracy(judged):
     measured, _ = measure_invariance(judged.cells, [one.run for one in judged.judged], ("none",))
     columns = InvarianceColumns(measured)

@@ -75,7 +75,10 @@ def interval(values: Float[np.ndarray, " b"]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Difference:
-    """First minus second, with the middle 95 % of the resamples and the two-sided p of no difference."""
+    """First minus second, with the middle 95 % of the resamples and the two-sided p of no difference.
+
+    These three are NaN where no resample has a score of both.
+    """
 
     mean: float
     low: float
@@ -88,9 +91,12 @@ def difference(mean: float, first: Float[np.ndarray, " b"], second: Float[np.nda
 
     Args:
       mean: the difference of the scores themselves.
-      first, second: the scores in every resample.
+      first, second: the scores in every resample; those in which one is NaN tell nothing and are left out.
     """
     apart = first - second
+    apart = apart[np.isfinite(apart)]
+    if not len(apart):
+        return Difference(mean, float("nan"), float("nan"), float("nan"))
     low, high = interval(apart)
     # One more than counted: no p is 0, for the data as they are belong to the resamples.
     beyond = min((apart <= 0).sum(), (apart >= 0).sum()) + 1

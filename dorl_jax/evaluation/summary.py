@@ -372,5 +372,7 @@ def _compare(found: Mapping[Test, _Found], headline: str, seed: int) -> list[Com
                 assert apart[1] is not None
                 column = DRAWN.index(score)
                 differences[score] = difference(apart[0] - apart[1], draws[0][:, column], draws[1][:, column])
+            if any(math.isnan(one.p) for one in differences.values()):
+                continue  # no resample has cells of both: nothing can be told of the difference
             comparisons.append(Comparison(first, second, setting, headline, kind, **differences))
     return comparisons

@@ -2,10 +2,12 @@
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
+from dorl_jax.evaluation.bootstrap import Difference
 from dorl_jax.evaluation.classifier_names import TITLES
 from dorl_jax.evaluation.exposure import MEANINGS, Setting
 from dorl_jax.evaluation.exposure import TITLES as SETTING_TITLES
@@ -205,14 +207,7 @@ def _comparisons(evaluation: Evaluation) -> Table:
     kinds = {"in_domain": "in-domain", "pair": "pairs", "leave_one_out": "others→one"}
     lines = []
     for one in evaluation.comparisons:
-        apart = [
-            text
-            for found in (one.accuracy, one.macro_f1)
-            for text in (
-                f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]",
-                f"{found.p:.3f}",
-            )
-        ]
+        apart = [text for found in (one.accuracy, one.macro_f1) for text in _apart(found)]
         where = f"{SETTING_TITLES[one.setting]}, {kinds[one.kind]}"
         lines.append([", ".join(one.first), ", ".join(one.second), where, *apart])
     header = ["first", "second", "where", "accuracy, first − second", "p", "macro-F1, first − second", "p"]
@@ -221,6 +216,13 @@ def _comparisons(evaluation: Evaluation) -> Table:
         "corrected for the number of comparisons."
     )
     return Table("Differences between methods, in points", header, lines, remark)
+
+
+def _apart(found: Difference) -> tuple[str, str]:
+    mean = f"{100 * found.mean:+.1f}"
+    if math.isnan(found.p):
+        return mean, ""
+    return f"{mean} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]", f"{found.p:.3f}"
 
 
 def _markdown(table: Table) -> str:

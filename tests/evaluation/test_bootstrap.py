@@ -79,6 +79,23 @@ def test_the_same_predictions_do_not_differ():
     assert (found.mean, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
 
 
+def test_resamples_without_a_score_count_for_nothing():
+    """p and interval are those of the finite resamples alone; without any nothing is told, least of all p = 0."""
+    random = np.random.default_rng(5)
+    first, second = random.normal(0.1, 1, 400), random.normal(size=400)
+    with_gaps = first.copy()
+    with_gaps[100:] = np.nan
+    other_gaps = second.copy()
+    other_gaps[:20] = np.nan
+    found = difference(0.1, with_gaps, other_gaps)
+    assert found == difference(0.1, first[20:100], second[20:100])
+    below = int((first[20:100] <= second[20:100]).sum())
+    assert found.p == pytest.approx(2 * (min(below, 80 - below) + 1) / 81)
+    none = difference(0.1, np.full(400, np.nan), second)
+    assert none.mean == 0.1
+    assert np.isnan([none.low, none.high, none.p]).all()
+
+
 def test_seeds_that_differ_widen_the_interval():
     cells = np.random.default_rng(0).normal(0.5, 0.01, (1000, 3))
     together = over_seeds([cells, cells, cells], seed=0)

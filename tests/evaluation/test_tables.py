@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dorl_jax.evaluation.bootstrap import Difference
 from dorl_jax.evaluation.heat_maps import panels
 from dorl_jax.evaluation.invariance import measure_invariance
 from dorl_jax.evaluation.invariance_columns import InvarianceColumns
@@ -129,6 +130,16 @@ def test_panels_are_blank_where_nothing_was_tested(judged):
     np.testing.assert_array_equal(np.isnan(held_out), [[True, True, False]] * 3)
     means = {(m.source, m.target): m for m in found.means if (m.method, m.classifier) == ("a_&_b", "svm_linear")}
     assert held_out[1, 2] == means["south", "west"].accuracy.mean
+
+
+def test_a_difference_of_which_nothing_is_known_has_no_p(judged):
+    found = judged.evaluation
+    one = found.comparisons[0]
+    unknown = replace(one, accuracy=Difference(0.25, np.nan, np.nan, np.nan))
+    text = write_tables(replace(found, comparisons=[unknown]), "markdown")
+    line = cells_of(text[text.index("## Differences") :].split("\n\n")[2].splitlines()[2])
+    assert line[3:5] == ["+25.0", ""]
+    assert line[6] == f"{one.macro_f1.p:.3f}"
 
 
 def test_laboratories_with_one_initial_are_numbered():

@@ -1,0 +1,65 @@
+"""What is said of predictions that are given, without any fit."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from dorl_jax.evaluation import summary
+from dorl_jax.evaluation.latents import Latents
+from dorl_jax.evaluation.splits import Split
+
+
+@dataclass(frozen=True)
+class Settings:
+    seed: int
+    resamples: int
+
+
+def said(cells, tested, settings):
+    names = np.unique(cells.laboratories).tolist()
+    splits = {name: Split(np.flatnonzero(cells.laboratories == name), []) for name in names}
+    return summary.summarise(tested, cells, splits, settings, "mlp", [], {})
+
+
+def call(cells, method, source, target, rows, predicted, fold=0, seed=0):
+    classes = np.unique(cells.labels)
+    return summary.Tested(
+        method=method,
+        seed=seed,
+        adaptation="none",
+        setting="held_out",
+        kind="pair",
+        source=source,
+        target=target,
+        classifier="mlp",
+        fold=fold,
+        rows=rows,
+        true=np.searchsorted(classes, cells.labels[rows]),
+        predicted=predicted,
+    )
+
+
+def test_methods_are_not_compared_where_no_resample_has_a_tested_cell():
+    cells = Latents(
+        np.arange(8).astype(str), np.array(list("AAAABBBB")), np.array(list("xyxyxyxy")), np.zeros((8, 1), np.float32)
+    )
+    tested = [
+        call(cells, method, "A", "B", np.array([4]), np.array([predicted]))
+        for method, predicted in (("m", 0), ("n", 1))
+    ]
+    counts = {}
+    for seed in range(8):
+        # B's seed is one up; the tested cell is its first.
+        drawn = 0 in np.random.default_rng(seed + 1).integers(4, size=4)
+        found = said(cells, tested, Settings(seed, resamples=1))
+        assert len(found.comparisons) == drawn
+        assert [mean.accuracy.low for mean in found.means] == ([1.0, 0.0] if drawn else [None, None])
+        counts[drawn] = True
+    assert set(counts) == {True, False}
+    many = said(cells, tested, Settings(0, resamples=400)).comparisons[0].accuracy
+    # Always the same sign: the least p that there is, of the resamples that have the cell.
+    random = np.random.default_rng(1)
+    known = sum(0 in random.integers(4, size=4) for _ in range(400))
+    assert known < 320
+    assert many.p == pytest.approx(2 / (known + 1))

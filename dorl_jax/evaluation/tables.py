@@ -134,8 +134,8 @@ def _ranking(evaluation: Evaluation, invariance: InvarianceColumns, setting: Set
     header += ["pairs above floor", "others→one above floor", *(measure.title for measure in invariance.measures)]
     remark = (
         f"Classifier: {TITLES[evaluation.headline]}, named before anything was tested. Pairs: trained on one "
-        "laboratory, tested on another; others→one: trained on all but the tested one. '10 cells': over the classes "
-        "of which at least 10 cells are tested."
+        "laboratory, tested on another; others→one: trained on all but the tested one. Ranked by others→one where "
+        "every method has such tests, else by pairs. '10 cells': over the classes of which at least 10 are tested."
     )
     if invariance.measures:
         about = "; ".join(f"{measure.title}: {measure.about}" for measure in invariance.measures)

@@ -150,7 +150,11 @@ def judge(
                     on_fit(mark, fit)
                 bar.update()
             judged.append(Judged(run, [done[task.key] for task in own]))
-    tested = [one for found in judged for one in _tests(cells, classes, splits, found, settings)]
+
+    def tested() -> Iterator[Tested]:
+        for found in judged:
+            yield from _tests(cells, classes, splits, found, settings)
+
     notes = _notes(cells, judged, splits, settings)
     evaluation = summarise(tested, cells, splits, settings, settings.ranking_classifier, notes, package_versions())
     return Judgement(evaluation, cells, judged)

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from dorl_jax.config import as_tree
 from dorl_jax.evaluation import metrics
 from dorl_jax.evaluation.bootstrap import SCORES as DRAWN
-from dorl_jax.evaluation.bootstrap import Draws, difference, draw_cells, interval, over_seeds, score_draws
+from dorl_jax.evaluation.bootstrap import Draws, difference, draw_groups, interval, over_seeds, score_draws
 from dorl_jax.evaluation.exposure import SETTINGS, Setting
 from dorl_jax.evaluation.latents import Latents
 from dorl_jax.evaluation.results import (
@@ -100,7 +100,7 @@ class _Found:
 
 
 def summarise(
-    tested: Sequence[Tested],
+    tested: Callable[[], Iterable[Tested]],
     cells: Latents,
     splits: Mapping[str, Split],
     settings: Any,
@@ -111,7 +111,8 @@ def summarise(
     """Everything that is said of the fits (see `Evaluation`).
 
     Args:
-      tested: in the order in which rows are to stand.
+      tested: gives them in the order in which rows are to stand, one after the other: together they would take more
+        memory than the vectors. It is called twice, for the cells have to be counted first.
       cells: all cells.
       splits: their laboratories.
       settings: those of the protocol; `seed` and `resamples` are read, all are kept in the outcome.
@@ -122,26 +123,25 @@ def summarise(
     classes = np.unique(cells.labels).tolist()
     numbers = np.searchsorted(classes, cells.labels)
     counts = {name: np.bincount(numbers[split.rows], minlength=len(classes)) for name, split in splits.items()}
-    marked = _mark_tested(tested, splits)
+    marked = _mark_tested(tested(), splits)
     counts_tested = {
         key: np.bincount(numbers[splits[key[2]].rows[own]], minlength=len(classes)) for key, own in marked.items()
     }
     groups = whole_groups(cells.groups, len(cells))
-    place = np.zeros(len(cells), int)  # of each cell among those of its laboratory
-    weights = {}
+    of_cell = np.zeros(len(cells), int)  # its group, numbered within the laboratory
+    draws = {}
     for number, (name, split) in enumerate(splits.items()):
-        place[split.rows] = np.arange(len(split.rows))
-        own = np.unique(groups[split.rows], return_inverse=True)[1]
-        weights[name] = draw_cells(own, settings.resamples, settings.seed + number)
+        own, of_cell[split.rows] = np.unique(groups[split.rows], return_inverse=True)
+        draws[name] = draw_groups(len(own), settings.resamples, settings.seed + number)
     rows: list[Row] = []
     confusions: dict[Test, Int[np.ndarray, "k k"]] = {}
     parts: dict[Test, dict[int, list[tuple[Row, Draws]]]] = defaultdict(lambda: defaultdict(list))
-    for one in tested:
+    for one in tested():
         frequent = counts_tested[one.cells] >= FREQUENT
         matrix = metrics.confusion(one.true, one.predicted, len(classes))
         rows.append(_row(one, matrix, frequent, classes))
-        draws = score_draws(weights[one.target][:, place[one.rows]], one.true, one.predicted, frequent)
-        parts[one.test][one.seed].append((rows[-1], draws))
+        scores = score_draws(draws[one.target], of_cell[one.rows], one.true, one.predicted, frequent)
+        parts[one.test][one.seed].append((rows[-1], scores))
         confusions[one.test] = confusions.get(one.test, 0) + matrix
     found = {
         test: _Found(
@@ -180,7 +180,7 @@ def summarise(
     )
 
 
-def _mark_tested(tested: Sequence[Tested], splits: Mapping[str, Split]) -> dict[Cells, Bool[np.ndarray, " m"]]:
+def _mark_tested(tested: Iterable[Tested], splits: Mapping[str, Split]) -> dict[Cells, Bool[np.ndarray, " m"]]:
     """Which cells of the target are tested, be it all of it or those alone that were not seen."""
     marked: dict[Cells, Bool[np.ndarray, " m"]] = {}
     for one in tested:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 SCORES = ("accuracy", "macro_f1", "macro_f1_frequent")
 """Columns of the arrays here."""
@@ -19,34 +19,59 @@ SCORES = ("accuracy", "macro_f1", "macro_f1_frequent")
 Draws = Float[np.ndarray, "b 3"]
 """Scores in every resample."""
 
+_BLOCK = 1024
+"""Cells whose draws are added up at once, so that their copy stays small."""
 
-def draw_cells(groups: Int[np.ndarray, " n"], resamples: int, seed: int) -> Float[np.ndarray, "b n"]:
-    """How often each cell is drawn in each resample; cells of a group (numbers from 0) together."""
+
+def draw_groups(number: int, resamples: int, seed: int) -> UInt8[np.ndarray, "g b"]:
+    """How often each of `number` groups is drawn in each resample.
+
+    A byte each, for there may be a million groups. It holds them: that a group is drawn 256 times has a chance below
+    1 / 256!.
+    """
     random = np.random.default_rng(seed)
-    number = int(groups.max()) + 1
-    counts = np.stack([np.bincount(random.integers(number, size=number), minlength=number) for _ in range(resamples)])
-    return counts[:, groups].astype(np.float32)
+    draws = np.empty((number, resamples), np.uint8)
+    for start in range(0, resamples, 64):  # a line of the cache: single columns would be slow to write
+        some = np.empty((min(64, resamples - start), number), np.uint8)
+        for one in some:
+            one[:] = np.bincount(random.integers(number, size=number), minlength=number)
+        draws[:, start : start + 64] = some.T
+    return draws
 
 
 def score_draws(
-    weights: Float[np.ndarray, "b n"],
+    draws: UInt8[np.ndarray, "g b"],
+    groups: Int[np.ndarray, " n"],
     true: Int[np.ndarray, " n"],
     predicted: Int[np.ndarray, " n"],
     frequent: Bool[np.ndarray, " k"],
 ) -> Draws:
-    """Accuracy, macro-F1 and macro-F1 over the `frequent` classes, with every cell counted as often as it was drawn.
+    """Accuracy, macro-F1 and macro-F1 over the `frequent` classes, every cell counted as often as its group was drawn.
 
     Macro-F1 is over the classes drawn; NaN where there is none.
+
+    Args:
+      draws: see `draw_groups`.
+      groups: of the cells.
+      true, predicted: their class numbers.
+      frequent: of each class, whether it is.
     """
     classes = len(frequent)
-    kinds, of_cell = np.unique(true * classes + predicted, return_inverse=True)
-    counted = weights @ np.eye(len(kinds), dtype=np.float32)[of_cell]
-    flat = np.zeros((len(weights), classes * classes))
-    flat[:, kinds] = counted
-    counts = flat.reshape(-1, classes, classes)
-    right, drawn = np.einsum("bkk->bk", counts), counts.sum(axis=2)
+    kinds = true * classes + predicted
+    order = np.argsort(kinds, kind="stable")
+    present, starts = np.unique(kinds[order], return_index=True)
+    right, drawn, called = sums = np.zeros((3, classes, draws.shape[1]))
+    for kind, own in zip(present.tolist(), np.split(groups[order], starts[1:]), strict=True):
+        row, column = divmod(kind, classes)
+        for start in range(0, len(own), _BLOCK):
+            number = draws[own[start : start + _BLOCK]].sum(axis=0, dtype=np.uint32)
+            drawn[row] += number
+            called[column] += number
+            if row == column:
+                right[row] += number
+    right, drawn, called = np.ascontiguousarray(sums.transpose(0, 2, 1))
     total = drawn.sum(axis=1)
-    f1 = 2 * right / np.maximum(drawn + counts.sum(axis=1), 1)
+    f1 = 2 * right / np.maximum(drawn + called, 1)
 
     def macro(wanted: Bool[np.ndarray, "b k"]) -> Float[np.ndarray, " b"]:
         number = wanted.sum(axis=1)
@@ -75,7 +100,10 @@ def interval(values: Float[np.ndarray, " b"]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Difference:
-    """First minus second, with the middle 95 % of the resamples and the two-sided p of no difference."""
+    """First minus second, with the middle 95 % of the resamples and the two-sided p of no difference.
+
+    These three are NaN where no resample has a score of both.
+    """
 
     mean: float
     low: float
@@ -88,9 +116,12 @@ def difference(mean: float, first: Float[np.ndarray, " b"], second: Float[np.nda
 
     Args:
       mean: the difference of the scores themselves.
-      first, second: the scores in every resample.
+      first, second: the scores in every resample; those in which one is NaN tell nothing and are left out.
     """
     apart = first - second
+    apart = apart[np.isfinite(apart)]
+    if not len(apart):
+        return Difference(mean, float("nan"), float("nan"), float("nan"))
     low, high = interval(apart)
     # One more than counted: no p is 0, for the data as they are belong to the resamples.
     beyond = min((apart <= 0).sum(), (apart >= 0).sum()) + 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from dorl_jax.evaluation.adaptation import in_own_units, standardise_by_laborato
 from dorl_jax.evaluation.classifiers import make_classifier
 from dorl_jax.evaluation.latents import Latents
 from dorl_jax.evaluation.methods import Run
+from dorl_jax.evaluation.protocol import tested_rows
 from dorl_jax.evaluation.threads import fitting_threads
 
 DRAWS = 5
@@ -32,7 +34,12 @@ class FewCells:
 
 
 def few_cells(
-    cells: Latents, runs: Sequence[Run], classifier: str, sizes: Sequence[int], seed: int = 0
+    cells: Latents,
+    runs: Sequence[Run],
+    classifier: str,
+    sizes: Sequence[int],
+    seed: int = 0,
+    tested: Literal["all", "unseen"] = "all",
 ) -> list[FewCells]:
     """Five draws of each size from each laboratory, of those that leave as many cells again to be tested.
 
@@ -42,6 +49,8 @@ def few_cells(
       classifier: fitted on all cells of all other laboratories, each in its own units.
       sizes: numbers of unlabelled target cells, at least 2 each.
       seed: of the draws, which all runs share, and of the classifier.
+      tested: as `ProtocolSettings.tested`. Cells are drawn from all of the laboratory, whatever a run has seen of it,
+        or runs would not share the draws; of the others those are tested that the protocol tests.
     """
     classes = np.unique(cells.labels)
     numbers = np.searchsorted(classes, cells.labels)
@@ -53,7 +62,8 @@ def few_cells(
         for target in run.targets:
             inside = np.flatnonzero(cells.laboratories == target)
             outside = np.flatnonzero(cells.laboratories != target)
-            possible = [size for size in sizes if 2 * size <= len(inside)]
+            testable = tested_rows(run, inside, tested)
+            possible = [size for size in sizes if 2 * size <= len(testable)]
             with fitting_threads(plain[outside].size):
                 fitted = {
                     which: make_classifier(classifier, seed).fit(vectors[outside], cells.labels[outside])
@@ -62,10 +72,11 @@ def few_cells(
                 for size in [0, *possible]:
                     for draw in range(DRAWS if size else 1):
                         shuffled = np.random.default_rng([seed, size, draw]).permutation(inside)
-                        drawn, tested = shuffled[:size], shuffled[size:]
-                        vectors = in_own_units(plain[tested], plain[drawn]) if size else plain[tested]
+                        drawn, rest = shuffled[:size], shuffled[size:]
+                        rest = rest[np.isin(rest, testable)]
+                        vectors = in_own_units(plain[rest], plain[drawn]) if size else plain[rest]
                         called = np.searchsorted(classes, fitted["own" if size else "plain"].predict(vectors))
-                        counts = metrics.confusion(numbers[tested], called, len(classes))
+                        counts = metrics.confusion(numbers[rest], called, len(classes))
                         scores = metrics.accuracy(counts), metrics.macro_f1(counts)
                         found.append(FewCells(run.method, run.seed, target, size, draw, *scores))
     return found

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -150,7 +150,11 @@ def judge(
                     on_fit(mark, fit)
                 bar.update()
             judged.append(Judged(run, [done[task.key] for task in own]))
-    tested = [one for found in judged for one in _tests(cells, classes, splits, found, settings)]
+
+    def tested() -> Iterator[Tested]:
+        for found in judged:
+            yield from _tests(cells, classes, splits, found, settings)
+
     notes = _notes(cells, judged, splits, settings)
     evaluation = summarise(tested, cells, splits, settings, settings.ranking_classifier, notes, package_versions())
     return Judgement(evaluation, cells, judged)
@@ -211,7 +215,7 @@ def _refuse_loose(runs: Sequence[Run], splits: Mapping[str, Split], settings: Pr
         for target in run.targets:
             if run.latents.serves == target:
                 continue  # nothing is tested there but the source itself
-            tested = _tested_rows(run, splits[target].rows, settings)
+            tested = tested_rows(run, splits[target].rows, settings.tested)
             if not len(tested):
                 raise InputError(
                     f"{run.method}: the making of the vectors has seen all cells of {target}, so that "
@@ -238,8 +242,9 @@ def _setting(run: Run, split: Split, tested: Int[np.ndarray, " t"], adaptation: 
     return setting_of(run.latents.seen, split.rows, tested, adapts, adapts and settings.adapt_from == "all")
 
 
-def _tested_rows(run: Run, rows: Int[np.ndarray, " m"], settings: ProtocolSettings) -> Int[np.ndarray, " t"]:
-    if settings.tested == "all" or run.latents.seen is None:
+def tested_rows(run: Run, rows: Int[np.ndarray, " m"], which: Literal["all", "unseen"]) -> Int[np.ndarray, " t"]:
+    """Those of the rows that are tested (see `ProtocolSettings.tested`)."""
+    if which == "all" or run.latents.seen is None:
         return rows
     return rows[run.latents.seen[rows] == "no"]
 
@@ -299,7 +304,7 @@ def _fit(
             else:
                 pieces = [(tested, rest) for rest, tested in split.folds]
             for rows, seen in pieces:
-                tested = _tested_rows(run, rows, settings)
+                tested = tested_rows(run, rows, settings.tested)
                 if not len(tested):
                     continue
                 used = classifier

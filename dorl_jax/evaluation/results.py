@@ -24,7 +24,7 @@ class Row:
     """One fold of a classifier trained on `source`, tested on `target`. All scores are fractions, 0..1.
 
     `cells` were tested; `recall` holds the classes among them; `macro_f1` and `balanced_accuracy` are means over these
-    classes, `macro_f1_frequent` over those of which the target has 10 cells (None where none of them was tested).
+    classes, `macro_f1_frequent` over those of which all folds together test 10 cells (None where this fold tests none).
     `kind` tells whether source and target are one laboratory, two, or the source is all laboratories but the target.
     """
 
@@ -67,8 +67,8 @@ class Score:
 class Mean:
     """A classifier from `source` to `target`, over folds and seeds.
 
-    `majority_floor` and `majority_floor_macro_f1` are what calling every cell the target's commonest class
-    gives; `ceiling` is the share of the target's cells whose class the source has.
+    `majority_floor` and `majority_floor_macro_f1` are what calling every cell the commonest class among the tested ones
+    gives; `ceiling` is the share of the tested cells whose class the source has.
     """
 
     method: str
@@ -95,7 +95,7 @@ class Part:
 
     Attributes:
       tests: how many there are.
-      above_floor: how many of them have a mean accuracy above the target's majority floor.
+      above_floor: how many of them have a mean accuracy above their majority floor.
     """
 
     tests: int
@@ -128,7 +128,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class OnLaboratory:
-    """All sources together, tested on one laboratory: the mean over them."""
+    """All sources together, tested on `cells` of one laboratory: the mean over them."""
 
     method: str
     adaptation: str
@@ -196,22 +196,31 @@ class Evaluation:
         return {"classes": self.classes, "confusions": msgspec.to_builtins(self.confusions)}
 
     def floors(self) -> Float[np.ndarray, " t"]:
-        """Accuracy on each laboratory of calling every cell its commonest class."""
-        return np.array([max(cells.values()) / sum(cells.values()) for cells in self.laboratories.values()])
+        """Accuracy on each laboratory of calling every tested cell the commonest class among them.
+
+        The highest where methods are tested on different cells: what is above it is above all. Where nothing is tested,
+        that of all cells.
+        """
+        floors = {name: max(cells.values()) / sum(cells.values()) for name, cells in self.laboratories.items()}
+        tested: dict[str, list[float]] = {}
+        for mean in self.means:
+            tested.setdefault(mean.target, []).append(mean.majority_floor)
+        return np.array([max(tested.get(name, [floor])) for name, floor in floors.items()])
 
     def ranking(self) -> list[Summary]:
         """The headline classifier's summaries, best first within a setting: by macro-F1 and accuracy added up.
 
-        Over the laboratories left out where there are such tests, else over the pairs.
+        Over the laboratories left out where all summaries of the setting have such tests, else over the pairs: the two
+        are not equally hard, and some methods have pairs alone. What lacks even these comes last.
         """
         chosen = [one for one in self.summaries if one.classifier == self.headline]
         order = list(dict.fromkeys(one.setting for one in self.summaries))
+        by_pairs = {one.setting for one in chosen if one.leave_one_out is None}
 
-        def place(one: Summary) -> tuple[int, float]:
-            part = one.leave_one_out or one.pairs or one.in_domain
-            return order.index(one.setting), -sum(
-                (part.accuracy.mean or 0, part.macro_f1.mean or 0) if part else (0, 0)
-            )
+        def place(one: Summary) -> tuple[int, bool, float]:
+            part = one.pairs if one.setting in by_pairs else one.leave_one_out
+            score = (part.accuracy.mean or 0) + (part.macro_f1.mean or 0) if part else 0.0
+            return order.index(one.setting), part is None, -score
 
         return sorted(chosen, key=place)
 

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from dorl_jax.config import as_tree
 from dorl_jax.evaluation import metrics
 from dorl_jax.evaluation.bootstrap import SCORES as DRAWN
-from dorl_jax.evaluation.bootstrap import Draws, difference, draw_cells, interval, over_seeds, score_draws
+from dorl_jax.evaluation.bootstrap import Draws, difference, draw_groups, interval, over_seeds, score_draws
 from dorl_jax.evaluation.exposure import SETTINGS, Setting
 from dorl_jax.evaluation.latents import Latents
 from dorl_jax.evaluation.results import (
@@ -33,7 +33,7 @@ from dorl_jax.evaluation.results import (
 from dorl_jax.evaluation.splits import Split, whole_groups
 
 FREQUENT = 10
-"""Cells of a class in the target from which on it counts as frequent."""
+"""Tested cells of a class from which on it counts as frequent."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,46 @@ class Tested:
     def test(self) -> "Test":
         return (*self.entry, self.kind, self.source, self.target)
 
+    @property
+    def cells(self) -> "Cells":
+        return self.method, self.source, self.target
+
 
 Test = tuple[str, str, Setting, str, Kind, str, str]
 """Method, adaptation, setting, classifier, kind, source, target."""
 
+Cells = tuple[str, str, str]
+"""Method, source, target: they decide which cells are tested, by all folds and seeds together."""
+
 
 @dataclass(frozen=True)
 class _Found:
-    """Of one test: the rows and the resamples of each seed, averaged over folds."""
+    """Of one test.
+
+    Attributes:
+      rows, draws: of each seed; the resamples are averaged over folds.
+      tested: cells of the target that some fold or seed tests.
+      counts: of each class among them.
+      shown: classes that the source has.
+    """
 
     rows: dict[int, list[Row]]
     draws: dict[int, Draws]
+    tested: Bool[np.ndarray, " m"]
+    counts: Int[np.ndarray, " k"]
+    shown: Bool[np.ndarray, " k"]
+
+    @property
+    def floor(self) -> tuple[float, float]:
+        return metrics.majority_floor(self.counts)
+
+    @property
+    def ceiling(self) -> float:
+        return metrics.ceiling(self.counts, self.shown)
 
 
 def summarise(
-    tested: Sequence[Tested],
+    tested: Callable[[], Iterable[Tested]],
     cells: Latents,
     splits: Mapping[str, Split],
     settings: Any,
@@ -86,7 +111,8 @@ def summarise(
     """Everything that is said of the fits (see `Evaluation`).
 
     Args:
-      tested: in the order in which rows are to stand.
+      tested: gives them in the order in which rows are to stand, one after the other: together they would take more
+        memory than the vectors. It is called twice, for the cells have to be counted first.
       cells: all cells.
       splits: their laboratories.
       settings: those of the protocol; `seed` and `resamples` are read, all are kept in the outcome.
@@ -97,42 +123,48 @@ def summarise(
     classes = np.unique(cells.labels).tolist()
     numbers = np.searchsorted(classes, cells.labels)
     counts = {name: np.bincount(numbers[split.rows], minlength=len(classes)) for name, split in splits.items()}
+    marked = _mark_tested(tested(), splits)
+    counts_tested = {
+        key: np.bincount(numbers[splits[key[2]].rows[own]], minlength=len(classes)) for key, own in marked.items()
+    }
     groups = whole_groups(cells.groups, len(cells))
-    place = np.zeros(len(cells), int)  # of each cell among those of its laboratory
-    weights = {}
+    of_cell = np.zeros(len(cells), int)  # its group, numbered within the laboratory
+    draws = {}
     for number, (name, split) in enumerate(splits.items()):
-        place[split.rows] = np.arange(len(split.rows))
-        own = np.unique(groups[split.rows], return_inverse=True)[1]
-        weights[name] = draw_cells(own, settings.resamples, settings.seed + number)
+        own, of_cell[split.rows] = np.unique(groups[split.rows], return_inverse=True)
+        draws[name] = draw_groups(len(own), settings.resamples, settings.seed + number)
     rows: list[Row] = []
     confusions: dict[Test, Int[np.ndarray, "k k"]] = {}
     parts: dict[Test, dict[int, list[tuple[Row, Draws]]]] = defaultdict(lambda: defaultdict(list))
-    for one in tested:
-        frequent = counts[one.target] >= FREQUENT
+    for one in tested():
+        frequent = counts_tested[one.cells] >= FREQUENT
         matrix = metrics.confusion(one.true, one.predicted, len(classes))
         rows.append(_row(one, matrix, frequent, classes))
-        draws = score_draws(weights[one.target][:, place[one.rows]], one.true, one.predicted, frequent)
-        parts[one.test][one.seed].append((rows[-1], draws))
+        scores = score_draws(draws[one.target], of_cell[one.rows], one.true, one.predicted, frequent)
+        parts[one.test][one.seed].append((rows[-1], scores))
         confusions[one.test] = confusions.get(one.test, 0) + matrix
     found = {
         test: _Found(
             {seed: [row for row, _ in folds] for seed, folds in of_seeds.items()},
             {seed: _mean_known([draws for _, draws in folds]) for seed, folds in of_seeds.items()},
+            marked[_cells(test)],
+            counts_tested[_cells(test)],
+            _shown(test, counts),
         )
         for test, of_seeds in parts.items()
     }
     seed = settings.seed
-    means = [_mean(test, one, counts, seed) for test, one in found.items()]
+    means = [_mean(test, one, seed) for test, one in found.items()]
     by_entry: dict[tuple[str, str, Setting, str], list[Test]] = defaultdict(list)
     for test in found:
         by_entry[test[:4]].append(test)
     by_entry = dict(sorted(by_entry.items(), key=lambda item: SETTINGS.index(item[0][2])))  # stable: else as judged
-    summaries = [_summary(entry, tests, found, counts, seed) for entry, tests in by_entry.items()]
+    summaries = [_summary(entry, tests, found, seed) for entry, tests in by_entry.items()]
     return Evaluation(
         rows=rows,
         means=means,
         summaries=[one for one in summaries if one is not None],
-        on_laboratories=_on_laboratories(found, counts, seed),
+        on_laboratories=_on_laboratories(found, seed),
         comparisons=_compare(found, headline, seed),
         laboratories={
             name: {c: int(n) for c, n in zip(classes, own, strict=True) if n} for name, own in counts.items()
@@ -146,6 +178,26 @@ def summarise(
             for test, matrix in confusions.items()
         ],
     )
+
+
+def _mark_tested(tested: Iterable[Tested], splits: Mapping[str, Split]) -> dict[Cells, Bool[np.ndarray, " m"]]:
+    """Which cells of the target are tested, be it all of it or those alone that were not seen."""
+    marked: dict[Cells, Bool[np.ndarray, " m"]] = {}
+    for one in tested:
+        rows = splits[one.target].rows
+        own = marked.setdefault(one.cells, np.zeros(len(rows), bool))
+        own[np.searchsorted(rows, one.rows)] = True
+    return marked
+
+
+def _cells(test: Test) -> Cells:
+    return test[0], test[5], test[6]
+
+
+def _shown(test: Test, counts: Mapping[str, Int[np.ndarray, " k"]]) -> Bool[np.ndarray, " k"]:
+    kind, source, target = test[4:]
+    others = [own for name, own in counts.items() if name != target]
+    return (np.sum(others, axis=0) if kind == "leave_one_out" else counts[source]) > 0
 
 
 def _row(one: Tested, matrix: Int[np.ndarray, "k k"], frequent: Bool[np.ndarray, " k"], classes: list[str]) -> Row:
@@ -214,14 +266,14 @@ def _draws(found: Sequence[_Found], seed: int) -> Draws:
     return over_seeds([_mean_known([one.draws[number] for one in found]) for number in _seeds(found)], seed)
 
 
-def _mean(test: Test, one: _Found, counts: Mapping[str, Int[np.ndarray, " k"]], seed: int) -> Mean:
+def _mean(test: Test, one: _Found, seed: int) -> Mean:
     method, adaptation, setting, classifier, kind, source, target = test
     recall: dict[str, list[float]] = defaultdict(list)
     for rows in one.rows.values():
         for row in rows:
             for name, value in row.recall.items():
                 recall[name].append(value)
-    floor, floor_macro_f1 = metrics.majority_floor(counts[target])
+    floor, floor_macro_f1 = one.floor
     return Mean(
         method=method,
         adaptation=adaptation,
@@ -234,31 +286,22 @@ def _mean(test: Test, one: _Found, counts: Mapping[str, Int[np.ndarray, " k"]], 
         recall={name: statistics.fmean(recall[name]) for name in sorted(recall)},
         majority_floor=floor,
         majority_floor_macro_f1=floor_macro_f1,
-        ceiling=_ceiling(test, counts),
+        ceiling=one.ceiling,
         **{score: _score([one], score, seed) for score in SCORES},
     )
 
 
-def _ceiling(test: Test, counts: Mapping[str, Int[np.ndarray, " k"]]) -> float:
-    kind, source, target = test[4:]
-    others = [own for name, own in counts.items() if name != target]
-    shown = np.sum(others, axis=0) if kind == "leave_one_out" else counts[source]
-    return metrics.ceiling(counts[target], shown > 0)
-
-
-def _part(
-    tests: Sequence[Test], found: Mapping[Test, _Found], counts: Mapping[str, Int[np.ndarray, " k"]], seed: int
-) -> Part | None:
+def _part(tests: Sequence[Test], found: Mapping[Test, _Found], seed: int) -> Part | None:
     if not tests:
         return None
     own = [found[test] for test in tests]
-    floors = [metrics.majority_floor(counts[test[6]]) for test in tests]
+    floors = [one.floor for one in own]
     scores = {score: _score(own, score, seed) for score in SCORES}
     return Part(
         tests=len(tests),
         majority_floor=statistics.fmean(floor for floor, _ in floors),
         majority_floor_macro_f1=statistics.fmean(floor for _, floor in floors),
-        ceiling=statistics.fmean(_ceiling(test, counts) for test in tests),
+        ceiling=statistics.fmean(one.ceiling for one in own),
         above_floor=sum(_plain_accuracy(one) > floor for one, (floor, _) in zip(own, floors, strict=True)),
         **scores,
     )
@@ -272,7 +315,6 @@ def _summary(
     entry: tuple[str, str, Setting, str],
     tests: Sequence[Test],
     found: Mapping[Test, _Found],
-    counts: Mapping[str, Int[np.ndarray, " k"]],
     seed: int,
 ) -> Summary | None:
     """None where nothing was tested across laboratories in this setting."""
@@ -288,23 +330,21 @@ def _summary(
     return Summary(
         *entry,
         seeds=len(_seeds([found[test] for test in tests])),
-        in_domain=_part(inside, found, counts, seed),
-        pairs=_part(of_kind["pair"], found, counts, seed),
-        leave_one_out=_part(of_kind["leave_one_out"], found, counts, seed),
+        in_domain=_part(inside, found, seed),
+        pairs=_part(of_kind["pair"], found, seed),
+        leave_one_out=_part(of_kind["leave_one_out"], found, seed),
     )
 
 
-def _on_laboratories(
-    found: Mapping[Test, _Found], counts: Mapping[str, Int[np.ndarray, " k"]], seed: int
-) -> list[OnLaboratory]:
+def _on_laboratories(found: Mapping[Test, _Found], seed: int) -> list[OnLaboratory]:
     together: dict[tuple[str, str, Setting, str, Kind, str], list[Test]] = defaultdict(list)
     for test in found:
         together[(*test[:5], test[6])].append(test)
     of_laboratories = []
     for (method, adaptation, setting, classifier, kind, target), tests in together.items():
-        part = _part(tests, found, counts, seed)
+        part = _part(tests, found, seed)
         assert part is not None
-        cells = int(counts[target].sum())
+        cells = int(np.any([found[test].tested for test in tests], axis=0).sum())
         of_laboratories.append(OnLaboratory(method, adaptation, setting, classifier, kind, target, cells, part))
     return of_laboratories
 
@@ -332,5 +372,7 @@ def _compare(found: Mapping[Test, _Found], headline: str, seed: int) -> list[Com
                 assert apart[1] is not None
                 column = DRAWN.index(score)
                 differences[score] = difference(apart[0] - apart[1], draws[0][:, column], draws[1][:, column])
+            if any(math.isnan(one.p) for one in differences.values()):
+                continue  # no resample has cells of both: nothing can be told of the difference
             comparisons.append(Comparison(first, second, setting, headline, kind, **differences))
     return comparisons

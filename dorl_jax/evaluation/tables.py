@@ -2,10 +2,12 @@
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
+from dorl_jax.evaluation.bootstrap import Difference
 from dorl_jax.evaluation.classifier_names import TITLES
 from dorl_jax.evaluation.exposure import MEANINGS, Setting
 from dorl_jax.evaluation.exposure import TITLES as SETTING_TITLES
@@ -120,10 +122,9 @@ def _ranking(evaluation: Evaluation, invariance: InvarianceColumns, setting: Set
     for part_of, name in (("majority_floor", "majority floor"), ("ceiling", "ceiling")):
         cells = []
         for kind in ("in_domain", "pairs", "leave_one_out"):
-            part: Part | None = getattr(own[0], kind)
-            floor = None if part is None else getattr(part, part_of)
-            of_f1 = part.majority_floor_macro_f1 if part is not None and part_of == "majority_floor" else None
-            cells += ["-" if value is None else f"{100 * value:.1f}" for value in (floor, of_f1, None)]
+            there: list[Part] = [part for one in own if (part := getattr(one, kind)) is not None]
+            of_f1 = [part.majority_floor_macro_f1 for part in there if part_of == "majority_floor"]
+            cells += [_range([getattr(part, part_of) for part in there]), _range(of_f1), "-"]
         lines.append([name, *cells, "", "", *("" for _ in invariance.measures)])
     header = [
         f"{where} {what}"
@@ -133,13 +134,18 @@ def _ranking(evaluation: Evaluation, invariance: InvarianceColumns, setting: Set
     header += ["pairs above floor", "others→one above floor", *(measure.title for measure in invariance.measures)]
     remark = (
         f"Classifier: {TITLES[evaluation.headline]}, named before anything was tested. Pairs: trained on one "
-        "laboratory, tested on another; others→one: trained on all but the tested one. '10 cells': over the classes "
-        "of which the target has at least 10 cells."
+        "laboratory, tested on another; others→one: trained on all but the tested one. Ranked by others→one where "
+        "every method has such tests, else by pairs. '10 cells': over the classes of which at least 10 are tested."
     )
     if invariance.measures:
         about = "; ".join(f"{measure.title}: {measure.about}" for measure in invariance.measures)
         remark += f" {about}. {invariance.remark}"
     return Table(f"{title}: methods", ["method, adaptation", *header], lines, remark)
+
+
+def _range(values: Sequence[float]) -> str:
+    """In percent, from the lowest to the highest: methods may be tested on different cells."""
+    return "–".join(dict.fromkeys(f"{100 * value:.1f}" for value in (min(values), max(values)))) if values else "-"
 
 
 def _cell(part: Part | None, score: str) -> str:
@@ -183,11 +189,12 @@ def _pairs(evaluation: Evaluation, setting: Setting, title: str, score: str) -> 
         means = {_column(mean): mean for mean in listed[id(one)]}
         line = [f"{one.method}, {one.adaptation}, {one.classifier}"]
         lines.append([*line, *(percent(getattr(means[c], score)) if c in means else "-" for c in columns)])
-    first = {_column(mean): mean for one in own for mean in listed[id(one)]}
-    floor = "majority_floor" if score == "accuracy" else "majority_floor_macro_f1"
-    lines.append(["majority floor", *(f"{100 * getattr(first[c], floor):.1f}" for c in columns)])
+    references = {"majority floor": "majority_floor" if score == "accuracy" else "majority_floor_macro_f1"}
     if score == "accuracy":
-        lines.append(["ceiling", *(f"{100 * first[c].ceiling:.1f}" for c in columns)])
+        references["ceiling"] = "ceiling"
+    every = [mean for means in listed.values() for mean in means]
+    for name, reference in references.items():
+        lines.append([name, *(_range([getattr(m, reference) for m in every if _column(m) == c]) for c in columns)])
     legend = ", ".join(f"{name} = {laboratory}" for laboratory, name in names.items())
     return Table(title, ["", *header], lines, f"Trained on → tested on; {legend}; →X: all others to X.")
 
@@ -200,14 +207,7 @@ def _comparisons(evaluation: Evaluation) -> Table:
     kinds = {"in_domain": "in-domain", "pair": "pairs", "leave_one_out": "others→one"}
     lines = []
     for one in evaluation.comparisons:
-        apart = [
-            text
-            for found in (one.accuracy, one.macro_f1)
-            for text in (
-                f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]",
-                f"{found.p:.3f}",
-            )
-        ]
+        apart = [text for found in (one.accuracy, one.macro_f1) for text in _apart(found)]
         where = f"{SETTING_TITLES[one.setting]}, {kinds[one.kind]}"
         lines.append([", ".join(one.first), ", ".join(one.second), where, *apart])
     header = ["first", "second", "where", "accuracy, first − second", "p", "macro-F1, first − second", "p"]
@@ -216,6 +216,13 @@ def _comparisons(evaluation: Evaluation) -> Table:
         "corrected for the number of comparisons."
     )
     return Table("Differences between methods, in points", header, lines, remark)
+
+
+def _apart(found: Difference) -> tuple[str, str]:
+    mean = f"{100 * found.mean:+.1f}"
+    if math.isnan(found.p):
+        return mean, ""
+    return f"{mean} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]", f"{found.p:.3f}"
 
 
 def _markdown(table: Table) -> str:

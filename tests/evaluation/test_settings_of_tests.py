@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -162,6 +163,48 @@ def test_only_unseen_cells_are_tested_where_asked(make_latents):
             assert row.cells == int((marks[latents.laboratories == row.target] == "no").sum())
     with pytest.raises(InputError, match="has seen all cells of north, so that tested = 'unseen' leaves none"):
         judged(Method("m", (seen(latents),)), tested="unseen")
+
+
+def test_floors_and_ceilings_are_of_the_tested_cells(make_latents):
+    """Of B's 36 x, 24 y and 3 z one method has not seen 1, 11 and 2, another none; A has no z."""
+    cells = {"A": {"x": 30, "y": 30}, "B": {"x": 36, "y": 24, "z": 3}, "C": {"x": 20, "y": 20, "z": 20}}
+    latents = make_latents(cells, distance=3.0)
+    of_b = {name: np.flatnonzero((latents.laboratories == "B") & (latents.labels == name)) for name in "xyz"}
+    marks = np.where(latents.laboratories == "B", "unlabelled", "no")
+    for name, unseen in (("x", 1), ("y", 11), ("z", 2)):
+        marks[of_b[name][:unseen]] = "no"
+    part, whole = replace(latents, seen=marks), replace(latents, seen=np.full(len(latents), "no"))
+    methods = Method("part", (part,)), Method("whole", (whole,))
+    judgement = judge(methods, replace(SETTINGS, tested="unseen"), progress=False)
+    found = judgement.evaluation
+    means = {(one.method, one.source, one.target): one for one in found.means}
+    for source, ceiling in (("A", 12 / 14), ("B", 1.0), ("C", 1.0), ("all but B", 1.0)):
+        one = means["part", source, "B"]
+        assert one.majority_floor == pytest.approx(11 / 14)
+        assert one.majority_floor_macro_f1 == pytest.approx(2 * 11 / (11 + 14) / 3)
+        assert one.ceiling == pytest.approx(ceiling)
+    assert means["whole", "A", "B"].majority_floor == pytest.approx(36 / 63)
+    assert means["whole", "A", "B"].ceiling == pytest.approx(60 / 63)
+    assert means["part", "B", "A"].majority_floor == pytest.approx(1 / 2)
+    # Of y alone are 10 cells tested.
+    rows = {(row.source, row.fold): row for row in found.rows if (row.method, row.target) == ("part", "B")}
+    tested = np.flatnonzero((latents.laboratories == "B") & (marks == "no"))
+    for fit in judgement.judged[0].fits:
+        if fit.source in "AC":
+            called = np.array(["x", "y", "z"])[np.frombuffer(fit.predicted, np.uint8)[tested]]
+            expected = f1_score(latents.labels[tested], called, labels=["y"], average="macro")
+            assert rows[fit.source, fit.fold].macro_f1_frequent == pytest.approx(expected)
+    of_laboratories = {(one.method, one.kind, one.target): one for one in found.on_laboratories}
+    for kind in ("in_domain", "pair", "leave_one_out"):
+        assert of_laboratories["part", kind, "B"].cells == 14
+        assert of_laboratories["part", kind, "B"].part.majority_floor == pytest.approx(11 / 14)
+        assert of_laboratories["whole", kind, "B"].cells == 63
+    for one in found.summaries:
+        tests = [m for m in found.means_of(one, ("pair",)) if m.kind == "pair"]
+        assert one.pairs.above_floor == sum(m.accuracy.mean > m.majority_floor for m in tests)
+        assert one.pairs.majority_floor == pytest.approx(np.mean([m.majority_floor for m in tests]))
+    np.testing.assert_allclose(found.floors(), [1 / 2, 11 / 14, 1 / 3])
+    assert found.laboratories["B"] == {"x": 36, "y": 24, "z": 3}
 
 
 def test_groups_stay_together_and_parity_ignores_them(make_latents):

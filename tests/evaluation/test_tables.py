@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from dorl_jax.evaluation.bootstrap import Difference
 from dorl_jax.evaluation.heat_maps import panels
 from dorl_jax.evaluation.invariance import measure_invariance
 from dorl_jax.evaluation.invariance_columns import InvarianceColumns
@@ -68,6 +69,23 @@ def test_markdown_says_the_figures(judged):
     assert line[1] == f"{100 * mean.mean:.1f} ± {100 * mean.sd_seeds:.1f}"
 
 
+def test_floors_of_methods_tested_on_different_cells_are_a_range(judged):
+    """Two methods of one setting; what is said of the second is moved."""
+    found = judged.evaluation
+    means = [replace(m, majority_floor=0.75) if m.method == "noise" else m for m in found.means]
+    summaries = [
+        replace(s, pairs=replace(s.pairs, majority_floor=0.75)) if (s.method, s.setting) == ("noise", "held_out") else s
+        for s in found.summaries
+    ]
+    text = write_tables(replace(found, means=means, summaries=summaries), "markdown")
+    table = text[text.index("## held-out laboratory: methods") :].split("\n\n")[2].splitlines()
+    floors = dict(zip(cells_of(table[0]), cells_of(table[-2]), strict=True))
+    assert floors["pairs accuracy"] == "50.0–75.0"
+    assert floors["others→one accuracy"] == "50.0"
+    table = text[text.index("## held-out laboratory: accuracy") :].split("\n\n")[2].splitlines()
+    assert cells_of(table[-2]) == ["majority floor", *["50.0–75.0"] * 4]
+
+
 def test_invariance_stands_beside_accuracy(judged):
     measured, _ = measure_invariance(judged.cells, [one.run for one in judged.judged], ("none",))
     columns = InvarianceColumns(measured)
@@ -112,6 +130,16 @@ def test_panels_are_blank_where_nothing_was_tested(judged):
     np.testing.assert_array_equal(np.isnan(held_out), [[True, True, False]] * 3)
     means = {(m.source, m.target): m for m in found.means if (m.method, m.classifier) == ("a_&_b", "svm_linear")}
     assert held_out[1, 2] == means["south", "west"].accuracy.mean
+
+
+def test_a_difference_of_which_nothing_is_known_has_no_p(judged):
+    found = judged.evaluation
+    one = found.comparisons[0]
+    unknown = replace(one, accuracy=Difference(0.25, np.nan, np.nan, np.nan))
+    text = write_tables(replace(found, comparisons=[unknown]), "markdown")
+    line = cells_of(text[text.index("## Differences") :].split("\n\n")[2].splitlines()[2])
+    assert line[3:5] == ["+25.0", ""]
+    assert line[6] == f"{one.macro_f1.p:.3f}"
 
 
 def test_laboratories_with_one_initial_are_numbered():

@@ -163,7 +163,8 @@ def judge(
 def package_versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
     versions = {}
-    for name in ("numpy", "scikit-learn", "xgboost", "xgboost-cpu"):
+    # SciPy's optimiser fits every logistic regression.
+    for name in ("dorl-jax", "numpy", "scipy", "scikit-learn", "xgboost", "xgboost-cpu"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

@@ -124,7 +124,9 @@ def evaluate_methods(
         write_text(out / "invariance.csv", write_csv(found))
         columns = InvarianceColumns(found, remark)
     if settings.few_cells and not settings.parity:
-        curve = few_cells(judgement.cells, runs, evaluation.headline, settings.few_cells, settings.seed)
+        curve = few_cells(
+            judgement.cells, runs, evaluation.headline, settings.few_cells, settings.seed, settings.tested
+        )
         write_text(out / "few_cells.csv", write_csv(curve))
     write_text(out / "table.md", write_tables(evaluation, "markdown", columns))
     write_text(out / "table.tex", write_tables(evaluation, "latex", columns))

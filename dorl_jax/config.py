@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 import tomli_w
@@ -94,7 +94,19 @@ def build(
         # strict=False reads the numbers and truth values of a command line from their text.
         return msgspec.convert(merged, settings_type, strict=False)
     except msgspec.ValidationError as error:
-        raise InputError(f"{origin}: {error}") from error
+        raise InputError(f"{origin}: {error}{_choices(settings_type, str(error))}") from error
+
+
+def _choices(settings_type: Any, message: str) -> str:
+    """What the setting that the message is about may be, where it is one of a few texts."""
+    place = re.search(r"Invalid enum value .* at `\$\.([\w.]+)`", message)
+    if place is None:
+        return ""
+    *sections, last = place[1].split(".")
+    for name in sections:
+        settings_type = _section_type(settings_type, name)
+    kind = next(field.type for field in dataclasses.fields(settings_type) if field.name == last)
+    return f"; it may be {', '.join(map(repr, get_args(kind)))}"
 
 
 def as_tree(settings: Any) -> dict[str, Any]:
@@ -168,6 +180,10 @@ def _check_keys(settings_type: Any, tree: Mapping[str, Any], origin: str, prefix
             _check_keys(inner, value, origin, f"{prefix}{key}.")
 
 
+def _has(settings_type: Any, key: str) -> bool:
+    return any(field.name == key for field in dataclasses.fields(settings_type))
+
+
 def _override(settings_type: Any, tree: dict[str, Any], key: str, text: str) -> None:
     *sections, last = key.split(".")
     for depth, name in enumerate(sections):
@@ -175,6 +191,11 @@ def _override(settings_type: Any, tree: dict[str, Any], key: str, text: str) -> 
         if name not in known or (settings_type := _section_type(settings_type, name)) is None:
             raise InputError(f"override {key!r}: no section {'.'.join(sections[: depth + 1])!r}{suggest(name, known)}")
         tree = tree.setdefault(name, {})
+    known = [f.name for f in dataclasses.fields(settings_type)]
+    if last not in known:
+        inside = [name for name in known if (one := _section_type(settings_type, name)) and _has(one, last)]
+        hint = f" (in the section {' or '.join(inside)}?)" if inside else suggest(last, known)
+        raise InputError(f"override: unknown key {key!r}{hint}")
     try:
         tree[last] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

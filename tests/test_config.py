@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -18,6 +19,12 @@ class Part:
     rate: float = config.setting(0.1, "rate")
     names: tuple[str, ...] = config.setting((), "names")
     note: str | None = config.setting(None, "note")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    source: Literal["folder", "built"] = config.setting("folder", "source")
+    part: Part = field(default_factory=Part)
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,12 @@ def test_bad_overrides(tmp_path):
         config.load(Whole, tmp_path / "none.toml")
     with pytest.raises(InputError, match=r"no section 'prat' \(did you mean 'part'\?\)"):
         config.build(Whole, {}, {"prat.steps": "1"})
-    with pytest.raises(InputError, match="unknown key 'part.stepz'"):
-        config.build(Whole, {}, {"part.stepz": "1"})
+    with pytest.raises(InputError, match=r"override: unknown key 'part.stepz' \(did you mean 'steps'\?\)"):
+        config.build(Whole, {}, {"part.stepz": "1"}, origin="some file")
+    with pytest.raises(InputError, match=r"unknown key 'steps' \(in the section part or other\?\)"):
+        config.build(Whole, {}, {"steps": "1"})
+    with pytest.raises(InputError, match=r"'foldr'.*; it may be 'folder', 'built'"):
+        config.build(Chosen, {}, {"source": "foldr"})
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,8 @@ def _labelled(
     if label not in vectors.columns.column_names:
         raise InputError(
             f"the vectors have no column {label!r}, only {name_some(vectors.columns.column_names, 10)}: embed a table "
-            "of images that has the labels, or name their column with --label"
+            "of images that has the labels, or a laboratory (a folder for each class is one if a laboratory.toml, even "
+            "an empty one, lies in it), or name their column with --label"
         )
     given = [
         None if value is None or value == "" else str(value) for value in vectors.columns.column(label).to_pylist()

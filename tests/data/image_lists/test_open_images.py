@@ -310,6 +310,20 @@ def test_laboratories_are_named_as_the_cells_of_a_run(smears: Path, five: Taxono
     assert ids(open_images(smears / one)) == [cell.id for cell in manifest.of(one)]
 
 
+def test_a_folder_for_each_class_is_a_laboratory_where_a_file_says_so(tmp_path: Path) -> None:
+    cells = tmp_path / "cells"
+    write(cells, "b/monocyte/1.png", "b/neutrophil/2.png", "c/images/monocyte/3.png")
+    for folder in (cells, cells / "b", cells / "c"):
+        assert not open_images(folder).columns.column_names
+    (cells / "b" / "laboratory.toml").write_text("")
+    images = open_images(cells / "b")
+    assert ids(images) == ["b/monocyte/1.png", "b/neutrophil/2.png"]
+    assert images.columns["label"].to_pylist() == ["monocyte", "neutrophil"]
+    # beside one that says so
+    assert open_images(cells).columns["laboratory"].to_pylist() == ["b", "b", "c"]
+    assert not open_images(cells / "c").columns.column_names
+
+
 def test_rows_that_repeat_another_are_left_out(make_laboratory: Callable[..., Path]) -> None:
     rows = [{"file": "1.png", "class": "monocyte", "duplicate_of": ""}]
     rows.append({"file": "2.png", "class": "odd word", "duplicate_of": "1.png"})

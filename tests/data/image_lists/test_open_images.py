@@ -324,6 +324,21 @@ def test_a_folder_for_each_class_is_a_laboratory_where_a_file_says_so(tmp_path: 
     assert not open_images(cells / "c").columns.column_names
 
 
+def test_a_table_without_classes_is_named_itself(tmp_path: Path) -> None:
+    folder = write(tmp_path / "lab", "images/1.png")
+    (folder / "labels.csv").write_text("file,mask\nimages/1.png,\n")
+    with pytest.raises(InputError, match="no column 'class'.* laboratory.toml .* give the table itself: ") as caught:
+        open_images(folder)
+    table, option, column = str(caught.value).rpartition("itself: ")[2].split()
+    assert option == "--column"
+    assert ids(open_images(table, column=column)) == ["images/1.png"]
+    # whose paths would lead elsewhere
+    (tmp_path / "laboratory.toml").write_text('root = "lab"\ntable = "../other.csv"\n')
+    (tmp_path / "other.csv").write_text("file\nimages/1.png\n")
+    with pytest.raises(InputError, match=r"no column 'class'.* what it is called$"):
+        open_images(tmp_path)
+
+
 def test_rows_that_repeat_another_are_left_out(make_laboratory: Callable[..., Path]) -> None:
     rows = [{"file": "1.png", "class": "monocyte", "duplicate_of": ""}]
     rows.append({"file": "2.png", "class": "odd word", "duplicate_of": "1.png"})

@@ -108,7 +108,8 @@ def _train(options: argparse.Namespace) -> None:
 
 def _predict(options: argparse.Namespace) -> None:
     from dorl_jax.evaluation.fitted import load_classifier
-    from dorl_jax.evaluation.prediction import describe_set, prediction_table
+    from dorl_jax.evaluation.origins import describe_origins
+    from dorl_jax.evaluation.prediction import prediction_table
 
     if bool(options.images) == bool(options.vectors):
         raise InputError("give IMAGES or --vectors FILE, one of them")
@@ -127,7 +128,7 @@ def _predict(options: argparse.Namespace) -> None:
     _write(predictions, options.out)
     for note in found.notes:
         print(f"note: {note}")
-    print(describe_set(found))
+    print(describe_origins(found.origins))
     counts = pa.compute.value_counts(predictions["class"].drop_null()).to_pylist()
     for one in sorted(counts, key=lambda one: -one["counts"]):
         print(f"{one['counts']:>8}  {one['values']}")

@@ -44,6 +44,19 @@ def test_methods_are_ranked_in_one_table(files, capsys):
     assert not (files / "out" / "invariance.json").exists()
 
 
+def test_laboratories_without_a_common_class_are_said(files, capsys):
+    table = pq.read_table(files / "poor.parquet")
+    words = [cell["label"] + "'" * (cell["laboratory"] == "z") for cell in table.to_pylist()]
+    pq.write_table(table.set_column(2, "label", pa.array(words)), files / "own_words.parquet")
+    arguments = ["judge", f"own={files}/own_words.parquet", "--out", str(files / "out"), "--quiet"]
+    for setting in ("classifiers=['logistic_regression']", "adaptations=['none']", "invariance=false", "few_cells=[]"):
+        arguments += ["--set", setting]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "note: no class in common" in printed
+    assert "x (a, b, c) and z (a', b', c'), y (a, b, c) and z (a', b', c'); give" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

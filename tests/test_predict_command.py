@@ -77,7 +77,9 @@ def test_from_images_to_classes(run: Path, trained: Path, tmp_path: Path, capsys
     assert "05.png" in table["reason"].to_pylist()[5]
     about = json.loads(table.schema.metadata[PROVENANCE])
     assert about["vectors"] == DoRL.load(run).provenance
-    assert {one["verdict"] for one in about["set"]} == {"known"}
+    (origin,) = about["origins"]
+    assert (origin["laboratory"], origin["cells"]) == ("", CELLS - 1)
+    assert {one["verdict"] for one in origin["known"]} == {"known"}
     assert [path.name for path in (tmp_path / "sheets").iterdir()] == ["sheet_001.png"]
 
     # one file, to a CSV, and by vectors that are there already

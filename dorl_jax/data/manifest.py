@@ -130,9 +130,10 @@ def make_manifest(listings: Sequence[Listing], taxonomy: Taxonomy) -> Manifest:
       taxonomy: from labels to common classes, behind the words of the laboratories.
 
     Raises:
-      InputError: an unknown label, a missing image or mask file, or a laboratory without a cell; the message names the
-        row.
+      InputError: unknown labels, all of which are named; a missing image or mask file, or a laboratory without a cell;
+        the message names the row.
     """
+    _refuse_unknown(listings, taxonomy)
     cells: list[Cell] = []
     dropped: Counter[str] = Counter()
     for listing in listings:
@@ -155,6 +156,26 @@ def make_manifest(listings: Sequence[Listing], taxonomy: Taxonomy) -> Manifest:
             raise InputError(f"{listing.name}: no cell left of {len(listing.rows)} rows (labels dropped: {labels})")
         dropped += own
     return Manifest(tuple(cells), tuple(listing.name for listing in listings), taxonomy.classes, dict(dropped))
+
+
+def _refuse_unknown(listings: Sequence[Listing], taxonomy: Taxonomy) -> None:
+    # One at a time, a laboratory of fifteen unknown words would take fifteen attempts.
+    seen: set[tuple[str, str]] = set()
+    unknown: list[str] = []
+    first = ""
+    for listing in listings:
+        for row in listing.rows:
+            if row.duplicate_of or (listing.name, row.label) in seen:
+                continue
+            seen.add((listing.name, row.label))
+            try:
+                resolve_label(row, listing, taxonomy)
+            except InputError as error:
+                first = first or str(error)
+                unknown.append(f"{row.label!r} of {listing.name}")
+    if unknown:
+        others = f"; not known either: {name_some(unknown[1:], 10)}" if len(unknown) > 1 else ""
+        raise InputError(f"{first}; laboratory.toml maps or drops labels of one laboratory{others}")
 
 
 def resolve_label(row: Row, listing: Listing, taxonomy: Taxonomy) -> str | None:

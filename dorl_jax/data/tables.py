@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -57,7 +57,7 @@ def read_table(table: Path, folder: Path, columns: Columns | None = None) -> tup
     folder = Path(os.path.abspath(folder))
     rows: list[Row] = []
     line_of: dict[str, int] = {}
-    for line, values in _values(table, required):
+    for line, values in _values(table, required, _advice(table, folder, columns)):
         where = f"{table}, line {line}"
         text = {field.name: values.get(getattr(columns, field.name), "") for field in fields(Columns)}
         for key in ("file", "label"):
@@ -94,7 +94,16 @@ def opened_csv(table: Path) -> Iterator[TextIO]:
         raise InputError(f"{table} is not a readable CSV file in UTF-8: {error}") from error
 
 
-def _values(table: Path, required: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+def _advice(table: Path, folder: Path, columns: Columns) -> dict[str, str]:
+    """Missing column -> what to do, where it is that of the labels."""
+    advice = ". Say in [columns] of laboratory.toml what it is called"
+    # Of a table alone, paths are relative to its own folder.
+    if os.path.abspath(table.parent) == str(folder):
+        advice += f"; to embed images without classes, give the table itself: {table} --column {columns.file}"
+    return {columns.label: advice}
+
+
+def _values(table: Path, required: Sequence[str], advice: Mapping[str, str]) -> list[tuple[int, dict[str, str]]]:
     """Line number and stripped values of every row; an absent trailing value is empty."""
     with opened_csv(table) as file:
         reader = csv.DictReader(file, restval="", strict=True)
@@ -102,7 +111,9 @@ def _values(table: Path, required: Sequence[str]) -> list[tuple[int, dict[str, s
         for name in required:
             if name not in columns:
                 listed = ", ".join(columns) or "none"
-                raise InputError(f"{table}: no column {name!r}{suggest(name, columns)}; there are: {listed}")
+                raise InputError(
+                    f"{table}: no column {name!r}{suggest(name, columns)}; there are: {listed}{advice.get(name, '')}"
+                )
         reader.fieldnames = columns
         rows = [(reader.line_num, row) for row in reader]
     if not rows:

@@ -1,4 +1,4 @@
-"""Is this a laboratory we know? How far vectors are from the cells of each training laboratory.
+"""Is this a laboratory we know? How far vectors are from the cells of each laboratory that was trained on.
 
 The distance of a cell to a laboratory is that to its k-th nearest cell there (Sun et al., "Out-of-Distribution
 Detection with Deep Nearest Neighbors", arXiv 2204.06507), which asks for no shape of the cloud, one of several classes.
@@ -27,7 +27,7 @@ _FALSE_ALARM = 0.01
 
 @dataclass(frozen=True)
 class Reference:
-    """Cells of one training laboratory.
+    """Cells of one laboratory that was trained on, with labels or without.
 
     Attributes:
       name: of the laboratory.
@@ -42,7 +42,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Familiarity:
-    """Distances to training laboratories.
+    """Distances to the laboratories that were trained on.
 
     Attributes:
       mean, scale: of every component over all training cells; distances are taken in these units.
@@ -67,7 +67,7 @@ class Familiarity:
 
 @dataclass(frozen=True)
 class SetFamiliarity:
-    """How a set of cells lies to one training laboratory.
+    """How a set of cells lies to one laboratory that is known.
 
     Attributes:
       laboratory: its name.
@@ -85,10 +85,10 @@ class SetFamiliarity:
 def fit_familiarity(
     vectors: Float32[np.ndarray, "n d"], laboratories: Shaped[np.ndarray, " n"], seed: int
 ) -> tuple[Familiarity, list[str]]:
-    """Learn what training laboratories look like.
+    """Learn what laboratories look like; no label is needed.
 
     Args:
-      vectors: of training cells.
+      vectors: of the cells that were trained on.
       laboratories: of each cell.
       seed: of the draw where a laboratory has more than `MOST` cells.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from jaxtyping import Float, Float32, Shaped
+from jaxtyping import Bool, Float, Float32, Shaped
 from sklearn.calibration import CalibratedClassifierCV
 
 from dorl_jax import __version__
@@ -23,6 +23,8 @@ from dorl_jax.evaluation.familiarity import Familiarity, Reference, fit_familiar
 from dorl_jax.files import replacing
 from dorl_jax.vectors import Vectors, refuse_other_model
 
+# How messages call unlabelled cells that name no laboratory.
+UNLABELLED = "unlabelled"
 _HEADER = "dorl_jax.json"
 _FORMAT = 1
 # Beside what skops itself trusts: the types that the classifiers of this package are made of.
@@ -57,7 +59,7 @@ class Header:
       versions: of the packages it was fitted with.
       notes: what was special about the fit.
       parts: what the vectors are made of, in order: name -> numbers.
-      adapted_to: laboratory -> unlabelled cells that it trained on.
+      adapted_to: laboratory -> unlabelled cells that it trained on, and is for.
       format: of the file.
     """
 
@@ -77,7 +79,7 @@ class Header:
 
 @dataclass(frozen=True)
 class FittedClassifier:
-    """A classifier, and the training laboratories to compare with."""
+    """A classifier, and the laboratories it trained on, to compare with; those adapted to are among them."""
 
     header: Header
     classifier: Any
@@ -151,14 +153,20 @@ def fit_classifier(
     values = in_laboratory_units(adaptation, labelled.values, laboratories, labelled.parts)
     classifier.fit(values, labels)
     adapted_to: dict[str, int] = {}
+    compared, origins = labelled.values, laboratories
     if unlabelled is not None:
-        asked = in_laboratory_units(adaptation, unlabelled.values, unlabelled.laboratories, labelled.parts)
+        named = "laboratory" in unlabelled.columns.column_names
+        others = unlabelled.laboratories if named else np.full(len(unlabelled), UNLABELLED)
+        asked = in_laboratory_units(adaptation, unlabelled.values, others, labelled.parts)
         classifier = self_train(make, values, labels, asked, rounds, classifier)
-        adapted_to = dict(zip(*_counted(unlabelled.laboratories), strict=True))
+        adapted_to = dict(zip(*_counted(others), strict=True))
+        new = _not_among(unlabelled.ids, others, labelled.ids, laboratories)
+        compared = np.concatenate([compared, unlabelled.values[new]])
+        origins = np.concatenate([origins, others[new]])
     if name == "mlp":
         fitted_ones = classifier.fitted_ if isinstance(classifier, Experts) else [classifier]
         notes.extend(dict.fromkeys(note for one in fitted_ones for note in one[-1].notes_))
-    familiarity, more = fit_familiarity(labelled.values, laboratories, seed)
+    familiarity, more = fit_familiarity(compared, origins, seed)
     cells = {
         laboratory: dict(zip(*_counted(labels[laboratories == laboratory]), strict=True))
         for laboratory in np.unique(laboratories).tolist()
@@ -260,7 +268,8 @@ def _labelled(
     if label not in vectors.columns.column_names:
         raise InputError(
             f"the vectors have no column {label!r}, only {name_some(vectors.columns.column_names, 10)}: embed a table "
-            "of images that has the labels, or name their column with --label"
+            "of images that has the labels, or a laboratory (a folder for each class is one if a laboratory.toml, even "
+            "an empty one, lies in it), or name their column with --label"
         )
     given = [
         None if value is None or value == "" else str(value) for value in vectors.columns.column(label).to_pylist()
@@ -279,6 +288,17 @@ def _labelled(
     if not there.any():
         raise InputError(f"no cell has a class in column {label!r}")
     return vectors.take(there), labels[there], notes
+
+
+def _not_among(
+    ids: Shaped[np.ndarray, " m"],
+    laboratories: Shaped[np.ndarray, " m"],
+    known_ids: Shaped[np.ndarray, " n"],
+    known_laboratories: Shaped[np.ndarray, " n"],
+) -> Bool[np.ndarray, " m"]:
+    """Which cells are not among the known ones: kept twice, each would be its own neighbour."""
+    known = set(zip(known_laboratories.tolist(), known_ids.tolist(), strict=True))
+    return np.array([cell not in known for cell in zip(laboratories.tolist(), ids.tolist(), strict=True)], bool)
 
 
 def _counted(labels: np.ndarray) -> tuple[list[str], list[int]]:

@@ -9,8 +9,8 @@ import pyarrow as pa
 from jaxtyping import Float, Shaped
 
 from dorl_jax.errors import InputError
-from dorl_jax.evaluation.familiarity import SetFamiliarity, of_set
 from dorl_jax.evaluation.fitted import FittedClassifier, in_laboratory_units
+from dorl_jax.evaluation.origins import Origin, find_origins, other_than_adapted
 from dorl_jax.vectors import PROVENANCE, Vectors, from_table, refuse_other_model
 
 # With fewer cells the mean and sd of a laboratory say more of these cells than of it.
@@ -25,9 +25,9 @@ class Prediction:
       classes: in the order of the columns of `probabilities`.
       labels: the most probable class of each cell.
       probabilities: (n, k); rows sum to 1.
-      laboratories: of training, in the order of the columns of `p_values`.
+      laboratories: that it trained on, in the order of the columns of `p_values`.
       p_values: (n, l): share of the laboratory's own cells that are as far out (see `familiarity`).
-      sets: the same for all cells together, the nearest laboratory first.
+      origins: the same for the cells of each laboratory together.
       notes: what to keep in mind.
     """
 
@@ -36,7 +36,7 @@ class Prediction:
     probabilities: Float[np.ndarray, "n k"]
     laboratories: tuple[str, ...]
     p_values: Float[np.ndarray, "n l"]
-    sets: tuple[SetFamiliarity, ...]
+    origins: tuple[Origin, ...]
     notes: tuple[str, ...]
 
 
@@ -68,14 +68,15 @@ def predict(fitted: FittedClassifier, vectors: Vectors) -> Prediction:
     # Of the laboratory as it is: in its own units every one looks alike.
     p_values = fitted.familiarity.of_cells(vectors.values)
     known = tuple(reference.name for reference in fitted.familiarity.references)
+    origins = find_origins(vectors, known, p_values, tuple(header.adapted_to))
     return Prediction(
         classes=header.classes,
         labels=np.array(header.classes)[probabilities.argmax(axis=1)],
         probabilities=probabilities,
         laboratories=known,
         p_values=p_values,
-        sets=tuple(of_set(list(known), p_values)),
-        notes=tuple(notes),
+        origins=origins,
+        notes=(*notes, *other_than_adapted(origins)),
     )
 
 
@@ -92,8 +93,8 @@ def prediction_table(
     Returns:
       The table, its rows in order and complete, with the columns `class`, `probability` (of that class),
       `probability_CLASS` of every class, `nearest_laboratory`, `familiarity` (its p-value), and
-      `familiarity_LABORATORY` of every training laboratory; null where a cell has no vector. Its metadata tells, as
-      JSON under "dorl_jax", of the vectors, the classifier, and the set as a whole. And the prediction itself.
+      `familiarity_LABORATORY` of every laboratory it trained on; null where a cell has no vector. Its metadata tells,
+      as JSON under "dorl_jax", of the vectors, the classifier, and the origins. And the prediction itself.
 
     Raises:
       InputError: see `predict` and `vectors.from_table`.
@@ -119,27 +120,10 @@ def prediction_table(
     about = {
         "vectors": vectors.provenance,
         "classifier": msgspec.to_builtins(fitted.header),
-        "set": [asdict(one) for one in prediction.sets],
+        "origins": [asdict(one) for one in prediction.origins],
         "notes": prediction.notes,
     }
     return result.replace_schema_metadata({PROVENANCE: json.dumps(about)}), prediction
-
-
-def describe_set(prediction: Prediction) -> str:
-    """Whether the set is from a laboratory that is known, in sentences."""
-    if not prediction.sets:
-        return "Whether the laboratory is known cannot be told: no training laboratory has enough cells."
-    first = prediction.sets[0]
-    said = {
-        "known": f"These cells are like those of {first.laboratory}",
-        "shifted": f"These cells are nearest to those of {first.laboratory}, but shifted",
-        "unknown": "These cells are from no laboratory the classifier was trained in: check its classes before use",
-    }[first.verdict]
-    shares = ", ".join(f"{one.laboratory} {one.outside:.0%}" for one in prediction.sets)
-    return (
-        f"{said}. Cells farther out than 95 % of a laboratory's own: {shares}; "
-        f"of a laboratory's own at most {first.limit:.0%} are to be expected."
-    )
 
 
 def _spread(values: np.ndarray, there: np.ndarray) -> pa.Array:

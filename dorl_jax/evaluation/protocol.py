@@ -24,6 +24,7 @@ from dorl_jax.errors import InputError, name_some
 from dorl_jax.evaluation.adaptation import TRAINING_ON, self_train
 from dorl_jax.evaluation.classifier_names import ORIGINAL
 from dorl_jax.evaluation.classifiers import make_classifier
+from dorl_jax.evaluation.common_classes import note_no_common_class
 from dorl_jax.evaluation.experts import Experts, in_units, unfitted
 from dorl_jax.evaluation.exposure import TITLES, setting_of
 from dorl_jax.evaluation.latents import Latents
@@ -379,7 +380,7 @@ def _notes(
     cells: Latents, judged: Sequence[Judged], splits: Mapping[str, Split], settings: ProtocolSettings
 ) -> list[str]:
     folds = fold_numbers(splits, len(cells))
-    notes = []
+    notes = note_no_common_class(cells)
     for laboratory, split in splits.items():
         for name, count in zip(*np.unique(cells.labels[split.rows], return_counts=True), strict=True):
             own = split.rows[cells.labels[split.rows] == name]

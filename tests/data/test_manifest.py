@@ -73,6 +73,17 @@ def test_unknown_label_names_file_line_and_nearest(make_laboratory: Make, five: 
         read_laboratory(folder, five)
 
 
+def test_unknown_labels_are_all_named(make_laboratory: Make, tmp_path: Path, five: Taxonomy) -> None:
+    words = ["monocite", "lympho", "lympho", "monocyte"]
+    make_laboratory([row(f"{place}.png", word) for place, word in enumerate(words)], name="north")
+    make_laboratory([row("a.png", "lympho"), row("b.png", "odd", duplicate_of="a.png")], name="south")
+    with pytest.raises(
+        InputError, match=r"line 2: unknown label 'monocite'.*; laboratory\.toml maps or drops"
+    ) as caught:
+        read_laboratories(tmp_path, (), five)
+    assert str(caught.value).endswith("; not known either: 'lympho' of north, 'lympho' of south")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

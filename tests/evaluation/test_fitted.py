@@ -129,11 +129,25 @@ def test_unlabelled_cells_of_the_laboratory_it_is_for(adaptation: Any, tmp_path:
     labels = known.texts("label")
     expected = self_train(make, values, labels, asked, 2, make().fit(values, labels)).predict_proba(asked)
     np.testing.assert_array_equal(predict(fitted, third).probabilities, expected)
-    assert fitted.header.adapted_to == {"all cells": 120}
+    assert fitted.header.adapted_to == {"unlabelled": 120}
+    assert [one.name for one in fitted.familiarity.references] == ["north", "south", "unlabelled"]
     save_classifier(fitted, tmp_path / "one.skops")
     again = load_classifier(tmp_path / "one.skops")
     assert again.header == fitted.header
     np.testing.assert_array_equal(predict(again, third).probabilities, expected)
+
+
+def test_a_cell_that_is_given_twice_is_compared_with_once() -> None:
+    vectors = make_vectors()
+    again = fit_classifier(vectors, "logistic_regression", adaptation="self_training", unlabelled=vectors, rounds=1)
+    once = fit_classifier(vectors, "logistic_regression")
+    for reference, expected in zip(again.familiarity.references, once.familiarity.references, strict=True):
+        np.testing.assert_array_equal(reference.distances, expected.distances)
+    # the same names in another laboratory are other cells
+    columns = vectors.columns.set_column(1, "laboratory", pa.array(["third"] * 120))
+    third = replace(vectors, columns=columns)
+    other = fit_classifier(vectors, "logistic_regression", adaptation="self_training", unlabelled=third, rounds=1)
+    assert [len(one.vectors) for one in other.familiarity.references] == [60, 60, 120]
 
 
 def test_adaptations_that_do_not_fit() -> None:
@@ -189,7 +203,7 @@ def test_what_cannot_be_fitted() -> None:
     ):
         with pytest.raises(InputError, match=message):
             fit_classifier(make_vectors(kind=pa.array(kinds, pa.string())), name, label="kind")
-    with pytest.raises(InputError, match="no column 'kind'"):
+    with pytest.raises(InputError, match="no column 'kind'.*if a laboratory.toml, even an empty one, lies in it"):
         fit_classifier(make_vectors(), "svm_linear", label="kind")
 
 

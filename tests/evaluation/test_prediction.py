@@ -9,7 +9,8 @@ from test_fitted import CLASSES, make_vectors
 
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation.fitted import fit_classifier, in_laboratory_units
-from dorl_jax.evaluation.prediction import describe_set, predict, prediction_table
+from dorl_jax.evaluation.origins import describe_origins
+from dorl_jax.evaluation.prediction import predict, prediction_table
 from dorl_jax.vectors import PROVENANCE, Vectors
 
 
@@ -46,10 +47,12 @@ def test_a_known_and_an_unknown_laboratory() -> None:
     fitted = fit_classifier(vectors.take(np.arange(0, 400, 2)), "logistic_regression")
     south = np.arange(201, 400, 2)
     known = predict(fitted, vectors.take(south))
-    assert known.sets[0].laboratory == "south"
-    assert "like those of south" in describe_set(known)
+    (origin,) = known.origins
+    assert origin.known[0].laboratory == "south"
+    assert "The cells of south are like those of south. Cells" in describe_origins(known.origins)
     far = Vectors(vectors.columns, vectors.values + np.float32(12), vectors.provenance, {})
-    assert "from no laboratory the classifier was trained in" in describe_set(predict(fitted, far))
+    for line in describe_origins(predict(fitted, far).origins).splitlines():
+        assert "are from no laboratory the classifier was trained in" in line
 
 
 def test_own_units_are_those_of_the_new_laboratory() -> None:
@@ -60,8 +63,8 @@ def test_own_units_are_those_of_the_new_laboratory() -> None:
     stained = Vectors(south.columns, south.values * 2 - np.float32(20), south.provenance, {})
     here, there = predict(fitted, south), predict(fitted, stained)
     np.testing.assert_allclose(there.probabilities, here.probabilities, atol=1e-5)
-    assert here.sets[0].verdict == "known"
-    assert there.sets[0].verdict == "unknown"
+    assert here.origins[0].known[0].verdict == "known"
+    assert there.origins[0].known[0].verdict == "unknown"
     assert "60 cells only" in there.notes[0]
     without = Vectors(south.columns.select(["id"]), south.values, south.provenance, {})
     np.testing.assert_array_equal(predict(fitted, without).probabilities, here.probabilities)

@@ -310,6 +310,35 @@ def test_laboratories_are_named_as_the_cells_of_a_run(smears: Path, five: Taxono
     assert ids(open_images(smears / one)) == [cell.id for cell in manifest.of(one)]
 
 
+def test_a_folder_for_each_class_is_a_laboratory_where_a_file_says_so(tmp_path: Path) -> None:
+    cells = tmp_path / "cells"
+    write(cells, "b/monocyte/1.png", "b/neutrophil/2.png", "c/images/monocyte/3.png")
+    for folder in (cells, cells / "b", cells / "c"):
+        assert not open_images(folder).columns.column_names
+    (cells / "b" / "laboratory.toml").write_text("")
+    images = open_images(cells / "b")
+    assert ids(images) == ["b/monocyte/1.png", "b/neutrophil/2.png"]
+    assert images.columns["label"].to_pylist() == ["monocyte", "neutrophil"]
+    # beside one that says so
+    assert open_images(cells).columns["laboratory"].to_pylist() == ["b", "b", "c"]
+    assert not open_images(cells / "c").columns.column_names
+
+
+def test_a_table_without_classes_is_named_itself(tmp_path: Path) -> None:
+    folder = write(tmp_path / "lab", "images/1.png")
+    (folder / "labels.csv").write_text("file,mask\nimages/1.png,\n")
+    with pytest.raises(InputError, match="no column 'class'.* laboratory.toml .* give the table itself: ") as caught:
+        open_images(folder)
+    table, option, column = str(caught.value).rpartition("itself: ")[2].split()
+    assert option == "--column"
+    assert ids(open_images(table, column=column)) == ["images/1.png"]
+    # whose paths would lead elsewhere
+    (tmp_path / "laboratory.toml").write_text('root = "lab"\ntable = "../other.csv"\n')
+    (tmp_path / "other.csv").write_text("file\nimages/1.png\n")
+    with pytest.raises(InputError, match=r"no column 'class'.* what it is called$"):
+        open_images(tmp_path)
+
+
 def test_rows_that_repeat_another_are_left_out(make_laboratory: Callable[..., Path]) -> None:
     rows = [{"file": "1.png", "class": "monocyte", "duplicate_of": ""}]
     rows.append({"file": "2.png", "class": "odd word", "duplicate_of": "1.png"})

@@ -180,6 +180,18 @@ def test_own_units_are_those_of_scaled_vectors(latents, tmp_path):
     assert {row.adaptation for row in scaled.rows} == {"own"}
 
 
+def test_few_cells_are_tested_on_those_that_the_protocol_tests(tmp_path):
+    """Twelve of a laboratory's 45 cells were not seen: accuracies are twelfths."""
+    seen = np.where(np.arange(90) % 45 < 33, "unlabelled", "no")
+    write_latents(replace(blobs(), seen=seen), tmp_path / "latents.parquet")
+    settings = replace(SETTINGS, tested="unseen", invariance=False)
+    evaluate(tmp_path / "latents.parquet", tmp_path / "out", settings, progress=False)
+    with (tmp_path / "out" / "few_cells.csv").open() as file:
+        found = [float(line["accuracy"]) for line in csv.DictReader(file) if line["cells"] == "0"]
+    assert len(found) == 2
+    np.testing.assert_allclose(12 * np.array(found), np.round(12 * np.array(found)), atol=1e-9)
+
+
 def test_every_prediction_is_kept(latents, tmp_path):
     """The rows of `summary.json` are counted again from `predictions.parquet`."""
     settings = replace(SETTINGS, adaptations=("none", "own"))

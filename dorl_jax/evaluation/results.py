@@ -219,7 +219,7 @@ class Evaluation:
 
         def place(one: Summary) -> tuple[int, bool, float]:
             part = one.pairs if one.setting in by_pairs else one.leave_one_out
-            score = (part.accuracy.mean or 0) + (part.macro_f1.mean or 0) if part else 0.0
+            score = (part.accuracy.mean or 0.0) + (part.macro_f1.mean or 0.0) if part else 0.0
             return order.index(one.setting), part is None, -score
 
         return sorted(chosen, key=place)

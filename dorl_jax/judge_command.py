@@ -1,10 +1,12 @@
 """`dorl-jax judge`: test vectors from anywhere across laboratories."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dorl_jax.config import build
+from dorl_jax.data.taxonomy import load_taxonomy
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation.settings import EvaluateSettings
 
@@ -25,6 +27,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the tables; a killed command goes on there")
     parser.add_argument(
+        "--taxonomy",
+        metavar="NAME",
+        help="map labels to common classes: five_classes, thirteen_classes or a TOML file (default: as they are)",
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, see `dorl-jax evaluate --help`"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -36,7 +43,9 @@ def run(options: argparse.Namespace) -> None:
     Raises:
       InputError: bad settings or vectors (see `evaluate_methods`).
     """
-    from dorl_jax.stages.evaluate import evaluate_methods, read_methods  # only here: they take seconds to import
+    # only here: they take seconds to import
+    from dorl_jax.evaluation.common_classes import in_common_classes
+    from dorl_jax.stages.evaluate import evaluate_methods, read_methods
 
     overrides = {}
     for item in options.set:
@@ -48,7 +57,14 @@ def run(options: argparse.Namespace) -> None:
         if taken in overrides:
             raise InputError(f"--set {taken}: the methods are given as NAME=FILE")
     settings = build(EvaluateSettings, {}, overrides, "--set")
-    evaluation = evaluate_methods(read_methods(options.vectors), options.out, settings, progress=not options.quiet)
+    methods = read_methods(options.vectors)
+    if options.taxonomy:
+        taxonomy = load_taxonomy(options.taxonomy)
+        methods = [
+            replace(method, latents=tuple(in_common_classes(one, taxonomy) for one in method.latents))
+            for method in methods
+        ]
+    evaluation = evaluate_methods(methods, options.out, settings, progress=not options.quiet)
     print((options.out / "table.md").read_text(encoding="utf-8"))
     for note in evaluation.notes:
         print(f"note: {note}")

@@ -55,6 +55,11 @@ def test_laboratories_without_a_common_class_are_said(files, capsys):
     printed = capsys.readouterr().out
     assert "note: no class in common" in printed
     assert "x (a, b, c) and z (a', b', c'), y (a, b, c) and z (a', b', c'); give" in printed
+    lines = ['classes = ["a", "b", "c"]', "[labels]", *(f'"{word}\'" = "{word}"' for word in "abc")]
+    (files / "words.toml").write_text("\n".join(lines))
+    arguments[3] = str(files / "again")
+    assert main([*arguments, "--taxonomy", str(files / "words.toml")]) == 0
+    assert "no class in common" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

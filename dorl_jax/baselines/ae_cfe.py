@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Float32, Int
 from dorl_jax.baselines.cells import Cells
 from dorl_jax.baselines.fitting import autoencoder_batches, compiled_step, encode_all, fit, image_target
 from dorl_jax.baselines.settings import AeCfeSettings
+from dorl_jax.channel_statistics import channel_statistics
 from dorl_jax.errors import InputError
 from dorl_jax.losses import mean_discrepancy, ssim
 from dorl_jax.models.conv import ConvTranspose, conv2d
@@ -127,7 +128,7 @@ def ae_cfe(cells: Cells, settings: AeCfeSettings, seed: int, *, progress: bool =
     grid, _, width = cells.features[0].shape
     if grid != _GRID:
         raise InputError(f"AE-CFE reads features on a grid of {_GRID} x {_GRID}, the store has {grid} x {grid}")
-    mean, std = _statistics(cells)
+    mean, std = channel_statistics(cells.features, cells.training)
     shape = (width, settings.latent, settings.image_channels, settings.image_size)
     model = AeCfe(*shape, mean, std, rngs=nnx.Rngs(seed))
     optimiser = optax.adam(warmup_cosine(settings.learning_rate, settings.steps // 20, settings.steps))
@@ -148,14 +149,6 @@ def _objective(domains: int, weight: float) -> LossFunction:
         return {"loss": loss, "ssim": similarity, "mse": mse, "discrepancy": discrepancy}
 
     return objective
-
-
-def _statistics(cells: Cells, most: int = 500) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd of each channel over evenly spaced cells of those that train, `most` to twice as many."""
-    places = cells.training[:: max(1, len(cells.training) // most)]
-    features = np.stack([cells.features[place] for place in places]).astype(np.float32)
-    std = features.std(axis=(0, 1, 2))
-    return features.mean(axis=(0, 1, 2)), np.maximum(std, 1e-3 * std.max())  # a channel that never changes
 
 
 def _decoder(channels: tuple[int, ...], layers: tuple[tuple[int, int], ...], rngs: nnx.Rngs) -> nnx.List:

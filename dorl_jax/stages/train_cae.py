@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from dorl_jax.channel_statistics import channel_statistics
 from dorl_jax.config import setting
 from dorl_jax.contrast import contrastive_loss, standardise_in_domains
 from dorl_jax.data.augment import Augmentation
@@ -263,12 +264,8 @@ def _split(cells: Sequence[Cell], places: Sequence[int], share: float, seed: int
     return [place for place in places if place not in kept], sorted(kept)
 
 
-def _with_statistics(config: CaeConfig, store: Store, places: Sequence[int], most: int = 500) -> CaeConfig:
-    """The configuration with mean and sd of each channel over evenly spaced cells of these, `most` to twice as many."""
-    chosen = places[:: max(1, len(places) // most)]
-    features = np.stack([store["feature"][place] for place in chosen]).astype(np.float32)
-    mean, std = features.mean(axis=(0, 1, 2)), features.std(axis=(0, 1, 2))
-    std = np.maximum(std, 1e-3 * std.max())  # a channel that never changes
+def _with_statistics(config: CaeConfig, store: Store, places: Sequence[int]) -> CaeConfig:
+    mean, std = channel_statistics(store["feature"], places)
     return replace(config, feature_mean=tuple(mean.tolist()), feature_std=tuple(std.tolist()))
 
 

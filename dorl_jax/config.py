@@ -94,7 +94,17 @@ def build(
         # strict=False reads the numbers and truth values of a command line from their text.
         return msgspec.convert(merged, settings_type, strict=False)
     except msgspec.ValidationError as error:
+        if overrides and _fits(settings_type, tree):
+            origin = "override"
         raise InputError(f"{origin}: {error}{_choices(settings_type, str(error))}") from error
+
+
+def _fits(settings_type: Any, tree: Mapping[str, Any]) -> bool:
+    try:
+        msgspec.convert(tree, settings_type, strict=False)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _choices(settings_type: Any, message: str) -> str:

@@ -104,7 +104,7 @@ class StoreWriter:
         }
         index = json.loads(json.dumps(index))
         with locked(folder / "index.lock", wait=True):
-            if (folder / _INDEX).is_file():
+            if is_store(folder):
                 _refuse_another(folder, index)
             else:
                 with replacing(folder / _IDS) as partial:
@@ -299,6 +299,11 @@ def _shard_folder(folder: Path, number: int) -> Path:
     return folder / f"shard_{number:05d}"
 
 
+def is_store(folder: Path) -> bool:
+    """Whether there is a store, whole or not."""
+    return (folder / _INDEX).is_file()
+
+
 def _refuse_another(folder: Path, index: Mapping[str, Any]) -> None:
     there = _read_index(folder)
     changed = differences(there["signature"], index["signature"])
@@ -317,10 +322,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / _INDEX
-    if not path.is_file():
+    if not is_store(folder):
         raise InputError(f"no store at {folder}: {_INDEX} is missing")
-    return _read_json(path, ("cells", "ids", "signature", "shard_size", "redo"), "remove the folder")
+    return _read_json(folder / _INDEX, ("cells", "ids", "signature", "shard_size", "redo"), "remove the folder")
 
 
 def _read_shard(shard: Path, redo: str) -> dict[str, Any]:
@@ -356,7 +360,11 @@ def _problem(shard: Path) -> str:
         path = shard / name
         if not path.is_file():
             return f"{name} is missing"
-        if _checksum(path) != expected:
+        try:
+            found = _checksum(path)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+        if found != expected:
             return f"{name} has another checksum"
     return ""
 

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from dorl_jax.data.manifest import Manifest
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation.latents import Latents, read_latents, write_latents
 from dorl_jax.files import write_text
-from dorl_jax.store import fingerprint
+from dorl_jax.store import fingerprint, is_store
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def baselines(
     """Make the vectors of every named baseline.
 
     Writes `out/<name>.parquet`, or `out/<name>/<source>.parquet` for each source where vectors belong to one, and
-    `out/<name>.json`, what they were made with, when they are whole. What is there and was made so is not made again.
+    `out/<name>.json`, what they were made with, when they are whole. What is there and was made so is not made again,
+    and the store may be gone by then.
 
     Args:
       manifest: the cells.
@@ -62,20 +64,24 @@ def baselines(
     Raises:
       InputError: a store of other cells, or what a baseline refuses.
     """
-    cells = open_cells(manifest, store_folder, unseen, labels_seen)
-    makers = _makers(cells, settings, progress)
+    manifest.without(unseen)  # a wrong name is told before anything is read
+    opened = cache(lambda: open_cells(manifest, store_folder, unseen, labels_seen))
     files = {}
     for name in settings.names:
-        mark, made = out / f"{name}.json", fingerprint(_made_with(name, cells, settings))
+        mark = out / f"{name}.json"
         known = _known(mark)
+        gone = "store" in known and not is_store(store_folder)
+        store = known["store"] if gone else opened().store.signature
+        made = fingerprint(_made_with(name, manifest, store, settings, unseen, labels_seen))
         if known.get("fingerprint") == made:
             logger.info("%s: there already", name)
         else:
+            cells = opened()
             mark.unlink(missing_ok=True)
-            vectors = makers[name]()
+            vectors = _makers(cells, settings, progress)[name]()
             for source, values in vectors.items():
                 write_latents(cells.latents(values, source, _PARTS.get(name)), _file(out, name, source))
-            known = {"fingerprint": made, "sources": list(vectors)}
+            known = {"fingerprint": made, "store": store, "sources": list(vectors)}
             write_text(mark, json.dumps(known, indent=1) + "\n")
         files[name] = tuple(_file(out, name, source) for source in known["sources"])
     return files
@@ -114,19 +120,26 @@ def _colour_texture(cells: Cells, progress: bool) -> np.ndarray:
     return np.stack([colour_texture(cells.crops[at], cells.foreground(at), cells.area(at)) for at in places])
 
 
-def _made_with(name: str, cells: Cells, settings: BaselineSettings) -> dict[str, object]:
-    """All that decides the vectors of a baseline."""
+def _made_with(
+    name: str,
+    manifest: Manifest,
+    store: Mapping[str, object],
+    settings: BaselineSettings,
+    unseen: Sequence[str],
+    labels_seen: bool,
+) -> dict[str, object]:
+    """All that decides the vectors of a baseline; `store` is the signature of the store."""
     own = getattr(settings, name, None)
     return {
         "name": name,
         "version": __version__,
-        "store": cells.store.signature,
-        "ids": cells.ids,
-        "unseen": cells.unseen,
-        "labels_seen": cells.labels_seen,
+        "store": store,
+        "ids": [cell.id for cell in manifest.cells],
+        "unseen": list(unseen),
+        "labels_seen": labels_seen,
         # Of those that learn from labels they are part of it.
-        "labels": cells.labels.tolist(),
-        "groups": cells.groups.tolist(),
+        "labels": [cell.label for cell in manifest.cells],
+        "groups": [cell.whole_group for cell in manifest.cells],
         "settings": asdict(own) if own is not None else {},
         # What is not trained is the same for every seed, and not made again for another.
         "seed": settings.seed if own is not None else None,

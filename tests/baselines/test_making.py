@@ -1,5 +1,6 @@
 """The files of the baselines: whole, made once, and made again where their settings changed."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,23 @@ def test_what_is_there_is_not_made_again(
     (tmp_path / "resnet.json").write_text("{")
     make(cells, store_folder, tmp_path, "resnet", resnet=ResNetSettings(steps=4))
     assert made[-1] == "4 0"
+
+
+def test_what_is_there_is_taken_without_its_store(
+    cells: Cells, store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied, out = tmp_path / "store", tmp_path / "out"
+    shutil.copytree(store_folder, copied)
+    files = make(cells, copied, out, "mean_token", "majority")
+    shutil.rmtree(copied)
+    monkeypatch.setattr(making, "mean_tokens", None)
+    assert make(cells, copied, out, "mean_token", "majority") == files
+    # Of other cells, or not made yet, it cannot be had.
+    cut = Cells(replace(cells.manifest, cells=cells.manifest.cells[1:]), cells.store)
+    for given, name in ((cut, "mean_token"), (cells, "pooled_tokens")):
+        with pytest.raises(InputError, match="no store at .*: store.json is missing"):
+            make(given, copied, out, name)
+    assert read_baseline(out, "mean_token")[""].ids.tolist() == [cell.id for cell in cells.manifest.cells]
 
 
 def test_another_seed_makes_nothing_again_that_is_not_trained(

@@ -34,6 +34,13 @@ def add_parser(commands: Any) -> None:
         help="map labels to common classes: five_classes, thirteen_classes or a TOML file (default: as they are)",
     )
     train.add_argument(
+        "--parts",
+        nargs="+",
+        default=[],
+        metavar="PART",
+        help="of the vectors, to which it is to look, as in regions size (default: all)",
+    )
+    train.add_argument(
         "--adaptation",
         choices=get_args(Adaptation),
         default="none",
@@ -94,6 +101,7 @@ def _train(options: argparse.Namespace) -> None:
         seed=options.seed,
         unlabelled=read_vectors(options.adapt_to) if options.adapt_to else None,
         rounds=options.rounds,
+        parts=options.parts,
     )
     save_classifier(fitted, options.out)
     for laboratory, cells in fitted.header.cells.items():

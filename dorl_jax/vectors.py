@@ -1,7 +1,8 @@
 """The vectors of cells with what is known of them, as `dorl-jax embed` writes them."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,34 @@ class Vectors:
         """The rows of these places, or where it is True."""
         places = np.flatnonzero(rows) if rows.dtype == bool else rows
         return Vectors(self.columns.take(pa.array(places)), self.values[places], self.provenance, self.left_out)
+
+    def only(self, parts: Collection[str]) -> "Vectors":
+        """The same cells with some parts of the vector alone; the provenance tells of no others.
+
+        Raises:
+          InputError: a part that the vectors do not have.
+        """
+        places = places_of_parts(self.parts, parts)
+        kept = {name: size for name, size in self.parts.items() if name in parts}
+        provenance = {**self.provenance, "vector": list(kept), "parts": kept}
+        return replace(self, values=np.ascontiguousarray(self.values[:, places]), provenance=provenance)
+
+
+def places_of_parts(sizes: Mapping[str, int], parts: Collection[str]) -> Int[np.ndarray, " p"]:
+    """Where the numbers of some parts of a vector stand in it, in its order.
+
+    Args:
+      sizes: of all its parts, in order: name -> numbers.
+      parts: names of them.
+
+    Raises:
+      InputError: a part that the vector does not have.
+    """
+    unknown = [repr(name) for name in parts if name not in sizes]
+    if unknown:
+        known = ", ".join(name for name in sizes if name) or "none"
+        raise InputError(f"the vectors have no part {name_some(unknown)}; the parts are: {known}")
+    return np.flatnonzero(np.repeat([name in parts for name in sizes], list(sizes.values())))
 
 
 def read_vectors(path: Path) -> Vectors:

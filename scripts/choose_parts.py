@@ -63,7 +63,7 @@ def score_all(runs: list[Path]) -> tuple[Found, list[str], list[str]]:
             ((source,), target) for source, target in permutations(laboratories, 2)
         ]
         tests += [(tuple(name for name in laboratories if name != target), target) for target in laboratories]
-        of_parts = parts_of(run, latents, names)
+        of_parts = parts_of(latents, names)
         for parts in tqdm(names, desc=run.name, unit="combination"):
             for sources, target in tests:
                 found[parts, sources, target].append(across(of_parts[parts], sources, target, "co-training"))

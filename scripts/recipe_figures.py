@@ -20,7 +20,7 @@ laboratories unseen (`data.unseen`), and only these are tested, from all others.
 import argparse
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,13 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dorl_jax import config
-from dorl_jax.errors import InputError, name_some
 from dorl_jax.evaluation.adaptation import ROUNDS, TRAINING_ON, Adaptation, self_train
 from dorl_jax.evaluation.experts import unfitted
 from dorl_jax.evaluation.fitted import in_laboratory_units
-from dorl_jax.evaluation.latents import Latents, read_latents
+from dorl_jax.evaluation.latents import Latents, read_latents, take_parts
 from dorl_jax.evaluation.splits import split_laboratories
 from dorl_jax.evaluation.threads import fitting_threads
 from dorl_jax.stages.run import RunSettings
-from dorl_jax.training.checkpoints import read_description
 
 # The source's units are the classifier's own.
 SCALINGS: dict[str, Adaptation] = {
@@ -101,21 +99,11 @@ def in_domain(latents: Latents, laboratory: str) -> Iterator[Score]:
         yield score(latents.labels[test], predicted)
 
 
-def parts_of(run: Path, latents: Latents, wanted: Sequence[str]) -> dict[str, Latents]:
+def parts_of(latents: Latents, wanted: Sequence[str]) -> dict[str, Latents]:
     """The vectors of each part that is wanted, several joined by +; by default each, and all."""
-    _, cae = read_description(run / "train_cae" / "model")
-    edges = np.cumsum([0, *cae.part_sizes.values()])
-    columns = {part: np.arange(edges[i], edges[i + 1]) for i, part in enumerate(cae.part_sizes)}
-    names = list(wanted) or list(dict.fromkeys([*cae.vector, "+".join(cae.vector)]))
-    unknown = sorted({part for name in names for part in name.split("+")} - columns.keys())
-    if unknown:
-        raise InputError(f"the vectors of {run} have no part {name_some(unknown)}; they have {', '.join(columns)}")
-    found = {}
-    for name in names:
-        parts = {part: cae.part_sizes[part] for part in name.split("+")}
-        vectors = latents.vectors[:, np.concatenate([columns[part] for part in parts])]
-        found[name] = replace(latents, vectors=vectors, parts=parts)
-    return found
+    own = list(latents.parts or {})
+    names = list(wanted) or list(dict.fromkeys([*own, "+".join(own)]))
+    return {name: take_parts(latents, name.split("+")) for name in names}
 
 
 def rows(run: Path, wanted: Sequence[str], held_out: bool) -> Iterator[tuple[str, str, list[Score]]]:
@@ -123,7 +111,7 @@ def rows(run: Path, wanted: Sequence[str], held_out: bool) -> Iterator[tuple[str
     latents = read_latents(run / "embed" / "latents.parquet")
     names = list(dict.fromkeys(latents.laboratories.tolist()))
     unseen = config.load(RunSettings, run / config.SETTINGS_FILE).data.unseen
-    for part, one in parts_of(run, latents, wanted).items():
+    for part, one in parts_of(latents, wanted).items():
         if held_out:
             seen = [name for name in names if name not in unseen]
             for scaling in SCALINGS:

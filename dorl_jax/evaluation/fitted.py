@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -100,6 +100,7 @@ def fit_classifier(
     seed: int = 1234,
     unlabelled: Vectors | None = None,
     rounds: int = ROUNDS,
+    parts: Sequence[str] = (),
 ) -> FittedClassifier:
     """Fit one of the method's classifiers to all cells that have a label.
 
@@ -115,10 +116,11 @@ def fit_classifier(
       seed: of the fit.
       unlabelled: cells of the laboratories that the classifier is for; no label of theirs is looked at.
       rounds: of training on them.
+      parts: of the vectors, to which the classifier is to look (see `CaeConfig.vector`); none for all.
 
     Raises:
-      InputError: an unknown classifier or column, fewer than two classes, no rounds, for a support vector machine a
-        class of one cell or training on unlabelled cells, unlabelled cells of another model, or none where they are
+      InputError: an unknown classifier, column or part, fewer than two classes, no rounds, for a support vector machine
+        a class of one cell or training on unlabelled cells, unlabelled cells of another model, or none where they are
         needed.
     """
     if (unlabelled is not None) != (adaptation in TRAINING_ON):
@@ -128,6 +130,8 @@ def fit_classifier(
         )
     if rounds < 1:
         raise InputError(f"rounds = {rounds}: at least 1 is needed")
+    if parts:
+        vectors, unlabelled = vectors.only(parts), unlabelled and unlabelled.only(parts)
     if unlabelled is not None:
         refuse_other_model(vectors.provenance, unlabelled.provenance)
         if name.startswith("svm_"):

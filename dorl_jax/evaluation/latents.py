@@ -3,8 +3,8 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxtyping import Float32, Shaped
 
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import replacing
-from dorl_jax.vectors import PROVENANCE, from_table
+from dorl_jax.vectors import PROVENANCE, from_table, places_of_parts
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,18 @@ class Latents:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def take_parts(latents: Latents, parts: Collection[str]) -> Latents:
+    """The same cells with some parts of their vectors alone, in the order they have there.
+
+    Raises:
+      InputError: a part that the vectors do not have.
+    """
+    sizes = latents.parts or {"": latents.vectors.shape[1]}
+    places = places_of_parts(sizes, parts)
+    kept = {name: size for name, size in sizes.items() if name in parts}
+    return replace(latents, vectors=np.ascontiguousarray(latents.vectors[:, places]), parts=kept)
 
 
 def write_latents(latents: Latents, path: Path, provenance: Mapping[str, Any] | None = None) -> None:

@@ -50,6 +50,9 @@ def predict(fitted: FittedClassifier, vectors: Vectors) -> Prediction:
       InputError: vectors of another model than those it was fitted on, or of one that is not known.
     """
     header = fitted.header
+    looked_at = header.vectors.get("vector", ())
+    if looked_at and set(looked_at) < set(vectors.parts):
+        vectors = vectors.only(looked_at)
     refuse_other_model(header.vectors, vectors.provenance)
     if vectors.values.shape[1] != header.width:
         raise InputError(f"the classifier takes vectors of {header.width} numbers, not of {vectors.values.shape[1]}")

@@ -87,6 +87,11 @@ class EvaluateSettings(ProtocolSettings):
         "vectors judged in the same run and folds: NAME=FILE, a file of Parquet for each seed; * in FILE stands for "
         "several, ${NAME} for an environment variable",
     )
+    parts: tuple[str, ...] = setting(
+        (),
+        "parts of the first method's vectors, several joined by +, that are judged beside it as methods of their own: "
+        "regions+size",
+    )
     invariance: bool = setting(True, "measure how much of the laboratory is left in the vectors")
     few_cells: tuple[int, ...] = setting(
         (5, 10, 20, 50, 100, 200),

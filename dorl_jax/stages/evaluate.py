@@ -18,7 +18,7 @@ from dorl_jax.evaluation.few_cells import few_cells
 from dorl_jax.evaluation.heat_maps import panels
 from dorl_jax.evaluation.invariance import MISSING, measure_invariance
 from dorl_jax.evaluation.invariance_columns import InvarianceColumns
-from dorl_jax.evaluation.latents import Latents, read_latents
+from dorl_jax.evaluation.latents import Latents, read_latents, take_parts
 from dorl_jax.evaluation.methods import Method
 from dorl_jax.evaluation.predictions import write_predictions
 from dorl_jax.evaluation.protocol import Evaluation, Fit, judge
@@ -54,7 +54,7 @@ def evaluate(
       baselines: other methods of the run, to be judged beside it: name -> vectors (see `Method`).
 
     Raises:
-      InputError: latents that cannot be read or judged, or settings out of range.
+      InputError: latents that cannot be read or judged, or that lack a part in `settings.parts`.
     """
     latents = read_latents(latents_path)
     if groups is not None:
@@ -87,6 +87,7 @@ def evaluate_methods(
     methods: Sequence[Method], out: Path, settings: EvaluateSettings, progress: bool = True
 ) -> Evaluation:
     """Judge methods on the same cells and folds, and write what `evaluate` writes."""
+    methods = [*methods, *(_of_parts(methods[0], text) for text in settings.parts)]
     out.mkdir(parents=True, exist_ok=True)
     journal = out / "fits.jsonl"
     finished = _read_journal(journal)
@@ -138,6 +139,11 @@ def evaluate_methods(
     # Last, as it marks the stage as done.
     write_text(out / "summary.json", json.dumps(evaluation.to_summary(), indent=1, ensure_ascii=False) + "\n")
     return evaluation
+
+
+def _of_parts(method: Method, joined: str) -> Method:
+    parts = [name.strip() for name in joined.split("+")]
+    return Method(f"{method.name}: {joined}", tuple(take_parts(one, parts) for one in method.latents))
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,20 @@ class RunSettings:
     baselines: BaselineSettings = field(default_factory=BaselineSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
+    def __post_init__(self) -> None:
+        """Refuse what the last stage would, before the first has run.
+
+        Raises:
+          InputError: a part that the vectors will not have.
+        """
+        wanted = {part.strip() for joined in self.evaluate.parts for part in joined.split("+")}
+        unknown = sorted(wanted.difference(self.train_cae.vector))
+        if unknown:
+            raise InputError(
+                f"evaluate.parts: the vectors will have no part {name_some(unknown)}; "
+                f"train_cae.vector is {', '.join(self.train_cae.vector)}"
+            )
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -1,6 +1,9 @@
 """What is predicted stands on the right rows, and is refused for vectors of another model."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +11,14 @@ import pytest
 from test_fitted import CLASSES, make_vectors
 
 from dorl_jax.errors import InputError
-from dorl_jax.evaluation.fitted import fit_classifier, in_laboratory_units
+from dorl_jax.evaluation.adaptation import Adaptation
+from dorl_jax.evaluation.fitted import (
+    FittedClassifier,
+    fit_classifier,
+    in_laboratory_units,
+    load_classifier,
+    save_classifier,
+)
 from dorl_jax.evaluation.origins import describe_origins
 from dorl_jax.evaluation.prediction import predict, prediction_table
 from dorl_jax.vectors import PROVENANCE, Vectors
@@ -53,6 +63,34 @@ def test_a_known_and_an_unknown_laboratory() -> None:
     far = Vectors(vectors.columns, vectors.values + np.float32(12), vectors.provenance, {})
     for line in describe_origins(predict(fitted, far).origins).splitlines():
         assert "are from no laboratory the classifier was trained in" in line
+
+
+@pytest.mark.parametrize("adaptation", ["none", "own", "co_training"])
+def test_a_classifier_of_some_parts(adaptation: Adaptation, tmp_path: Path) -> None:
+    whole = make_vectors()
+    sizes = {"shape": 2, "colour": 3, "size": 1}
+    whole = replace(whole, provenance={**whole.provenance, "vector": list(sizes), "parts": sizes})
+    places = [0, 1, 5]
+    alone = replace(whole, values=whole.values[:, places])
+    chosen = {"vector": ["shape", "size"], "parts": {"shape": 2, "size": 1}}
+    alone = replace(alone, provenance={**whole.provenance, **chosen})
+    north, south = (whole.texts("laboratory") == name for name in ("north", "south"))
+
+    def fit(vectors: Vectors, parts: Sequence[str] = ()) -> FittedClassifier:
+        unlabelled = vectors.take(south) if adaptation == "co_training" else None
+        known = vectors.take(north) if adaptation == "co_training" else vectors
+        return fit_classifier(known, "logistic_regression", adaptation=adaptation, unlabelled=unlabelled, parts=parts)
+
+    fitted, expected = fit(whole, ["size", "shape"]), fit(alone)
+    assert fitted.header == expected.header
+    save_classifier(fitted, tmp_path / "one.skops")
+    found = predict(load_classifier(tmp_path / "one.skops"), whole)
+    np.testing.assert_array_equal(found.probabilities, predict(expected, alone).probabilities)
+    np.testing.assert_array_equal(found.p_values, predict(expected, alone).p_values)
+    with pytest.raises(InputError, match="no part 'area'; the parts are: shape, colour, size"):
+        fit_classifier(whole, "logistic_regression", parts=["area"])
+    with pytest.raises(InputError, match="no part 'shape'; the parts are: none"):
+        fit_classifier(make_vectors(), "logistic_regression", parts=["shape"])
 
 
 def test_own_units_are_those_of_the_new_laboratory() -> None:

@@ -237,6 +237,23 @@ def test_methods_beside_the_run_are_ranked_with_it(latents, tmp_path):
     assert text.index("| ours, none") < text.index("| noise, none")
 
 
+def test_parts_of_the_vector_are_methods(latents, tmp_path):
+    cells = replace(blobs(), parts={"a": 2, "b": 1, "c": 2})
+    write_latents(cells, latents)
+    columns = {"c": [3, 4], "b + a": [0, 1, 2]}
+    for name, places in columns.items():
+        write_latents(replace(cells, vectors=cells.vectors[:, places], parts=None), tmp_path / f"{name}.parquet")
+    settings = replace(SETTINGS, name="ours", classifiers=("logistic_regression",))
+    parts = evaluate(latents, tmp_path / "parts", replace(settings, parts=tuple(columns)), progress=False)
+    files = tuple(f"ours: {name}={tmp_path}/{name}.parquet" for name in columns)
+    expected = evaluate(latents, tmp_path / "files", replace(settings, beside=files), progress=False)
+    assert {one.method for one in parts.rows} == {"ours", "ours: c", "ours: b + a"}
+    assert parts.rows == expected.rows
+    for wrong in (("d",), ("a+d",)):
+        with pytest.raises(InputError, match="no part 'd'; the parts are: a, b, c"):
+            evaluate(latents, tmp_path / "wrong", replace(settings, parts=wrong), progress=False)
+
+
 @pytest.mark.parametrize(
     ("beside", "message"),
     [

@@ -173,6 +173,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys):
         ("evaluate", 'classifiers = ["svm"]', "unknown classifier 'svm'"),
         ("baselines", 'names = ["resnett"]', "no baseline 'resnett' (did you mean 'resnet'?)"),
         ("baselines", "resnet.size = 40", "resnet.size = 40: take a multiple of 16"),
+        ("evaluate", 'parts = ["cls+size"]', "the vectors will have no part size; train_cae.vector is cls"),
         ("evaluate", "few_cells = [1]", "few_cells = [1]: a mean and sd take at least 2 cells"),
     ):
         (tmp_path / "a.toml").write_text(f"[{section}]\n{line}\n")

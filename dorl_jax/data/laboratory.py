@@ -15,7 +15,7 @@ from dorl_jax.data.built import INFO_FILE, read_built
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.sets import find_set
 from dorl_jax.data.tables import LABELS_FILE, Columns, read_table
-from dorl_jax.data.trees import is_tree, read_tree
+from dorl_jax.data.trees import is_hidden, is_tree, read_tree
 from dorl_jax.errors import InputError, name_some, suggest
 
 LABORATORY_FILES = ("laboratory.toml", "laboratory.yaml", "laboratory.yml")
@@ -33,7 +33,7 @@ class LaboratoryFile:
       table: CSV file, relative to `root`.
       images: class-per-folder tree, relative to `root`. If neither a table nor a tree nor a published set is named,
         what `root` holds decides.
-      masks: tree of masks that mirrors `images`, relative to `root`.
+      masks: tree of masks that mirrors `images`, relative to `root`; a table tells them in a column.
       published: name of a published data set that `root` holds as it was downloaded.
       columns: what the columns of the table are called.
       group: regular expression, searched in the file's name: its first group (or all it matches) is the patient or
@@ -119,7 +119,9 @@ def open_laboratories(root: Path, names: Sequence[str] = ()) -> tuple[Listing, .
 def holds_laboratories(path: Path) -> bool:
     """Whether a folder, or one in it, says by a file that it is a laboratory or a built set."""
     with os.scandir(path) as entries:
-        return _declared(path) or any(_declared(Path(entry)) for entry in entries if entry.is_dir())
+        return _declared(path) or any(
+            _declared(Path(entry)) for entry in entries if entry.is_dir() and not is_hidden(entry.name)
+        )
 
 
 def no_laboratory(name: str, known: Collection[str]) -> InputError:
@@ -131,7 +133,8 @@ def _find(root: Path) -> dict[str, Path]:
     """Name of the folder (or laboratory file) -> path."""
     if root.is_file() or _declared(root):
         return {root.stem if root.is_file() else root.name: root}
-    inner = {path.name: path for path in root.iterdir() if path.is_dir() and _reader(path) is not None}
+    folders = [path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)]
+    inner = {path.name: path for path in folders if _reader(path) is not None}
     # Folders of images are classes, folders of such folders laboratories; a laboratory's file tells for sure.
     if _reader(root) is not None and not any(map(_declared, inner.values())):
         return {root.name: root}
@@ -186,6 +189,15 @@ def _described(path: Path) -> Listing:
     if not root.is_dir():
         raise InputError(f"{path}: no folder at {root} (root = {said.root!r})")
     table = said.table or (LABELS_FILE if not said.images and (root / LABELS_FILE).is_file() else "")
+    if said.masks and (said.published or table):
+        what = f"published = {said.published!r}" if said.published else table
+        raise InputError(f"{path}: masks = {said.masks!r} mirrors a tree of images, which {what} is not: leave it out")
+    if said.columns != Columns() and not table:
+        raise InputError(f"{path}: [columns] are those of a table, and none is named: give table = ...")
+    if "/" in said.name:
+        raise InputError(
+            f"{path}: name = {said.name!r}: a laboratory's name has no '/', which ends it in the names of its cells"
+        )
     if said.published:
         listing = find_set(said.published).read(root)
     elif table:
@@ -220,11 +232,11 @@ def _search(rows: tuple[Row, ...], key: str, pattern: str, path: Path) -> tuple[
     found, missed = [], []
     for row in rows:
         match = expression.search(row.file)
-        if match is None:
+        value = None if match is None else match[1] if expression.groups else match[0]
+        if value is None:
             missed.append(row.file)
             found.append(row)
         else:
-            value = match[1] if expression.groups else match[0]
             found.append(replace(row, group=value) if key == "group" else replace(row, split=value))
     return tuple(found), missed
 
@@ -258,6 +270,8 @@ def _refuse_repeated_keys(node: Any, path: Path) -> None:
         return
     seen: set[str] = set()
     for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise InputError(f"{path}, line {key.start_mark.line + 1}: a key that is no text")
         if key.value in seen:
             raise InputError(f"{path}, line {key.start_mark.line + 1}: {key.value!r} is there twice")
         seen.add(key.value)

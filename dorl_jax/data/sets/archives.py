@@ -1,6 +1,5 @@
 """Archives as they were downloaded, and what is looked at in them."""
 
-import os
 import shutil
 import tempfile
 import zipfile
@@ -9,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from dorl_jax.data.trees import walk
 from dorl_jax.errors import InputError
 
 _IMAGES = (".bmp", ".jpg", ".jpeg", ".png", ".tif", ".tiff")
@@ -22,11 +22,9 @@ def files_of(roots: Sequence[Path], suffixes: Sequence[str]) -> Iterator[Path]:
     What macOS and Windows leave in archives is passed over: hidden files, `__MACOSX`.
     """
     for root in roots:
-        for place, folders, files in os.walk(root, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-            for name in sorted(files):
-                if not name.startswith(".") and name.lower().endswith(tuple(suffixes)):
-                    yield Path(place, name)
+        for path in walk(root):
+            if path.name.lower().endswith(tuple(suffixes)):
+                yield path
 
 
 def archives_in(path: Path) -> tuple[list[Path], list[Path]]:

@@ -67,7 +67,12 @@ def prepare(
     folder = Path(builder.data_dir)
     new = not (folder / INFO_FILE).is_file()
     if new:
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except RuntimeError as error:
+            if "; writing " not in str(error):  # of ArrayRecord's writer, where a file cannot grow
+                raise
+            raise InputError(f"{folder} cannot be written: {error}; make room, or choose another folder") from error
         # What killed builds left behind. One that still runs beside could not end well: the folder is there.
         for partial in folder.parent.glob(f"incomplete.*_{folder.name}"):
             shutil.rmtree(partial)

@@ -126,7 +126,7 @@ def build(
 
     Raises:
       InputError: a listing without rows, or one that differs from what is there under this name and version; no
-        image that can be read, or (`strict`) one that cannot.
+        image that can be read, or (`strict`) one that cannot; a full disk.
     """
     from dorl_jax.data.building import prepare
 

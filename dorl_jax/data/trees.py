@@ -10,6 +10,8 @@ from dorl_jax.data.listing import Row
 from dorl_jax.errors import InputError, name_some
 
 SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp")
+# What `dorl-jax data check` writes into its folder: the page, the same for programs, the sheet of pictures.
+PAGE, PAGE_DATA, PAGE_SHEET = "check.html", "check.json", "contact_sheet.png"
 
 
 def read_tree(folder: Path, masks: Path | None = None) -> tuple[tuple[Row, ...], tuple[str, ...]]:
@@ -61,7 +63,7 @@ def read_tree(folder: Path, masks: Path | None = None) -> tuple[tuple[Row, ...],
 
 def is_tree(folder: Path) -> bool:
     """Whether a folder of this folder holds images."""
-    return any(_has_image(path) for path in _visible_folders(folder))
+    return any(_has_image(path) for path in _visible_folders(folder) if not is_page(path))
 
 
 def _has_image(folder: Path) -> bool:
@@ -79,9 +81,10 @@ def is_hidden(name: str) -> bool:
 
 
 def walk(folder: Path, without: Path | None = None) -> Iterator[Path]:
-    """The files under a folder that are not hidden, each folder's in alphabetical order before those of its folders.
+    """The files under a folder, each folder's in alphabetical order before those of its folders.
 
-    Links are followed, but not to a folder that they lie in.
+    Hidden files and folders, and what `dorl-jax data check` wrote, are passed over. Links are followed, but not to a
+    folder that they lie in.
 
     Args:
       folder: where to begin.
@@ -96,7 +99,9 @@ def walk(folder: Path, without: Path | None = None) -> Iterator[Path]:
         followed = []
         for name in sorted(folders):
             inner = Path(place, name)
-            if not is_hidden(name) and inner != without and (identity := _identity(inner)) not in own:
+            if is_hidden(name) or inner == without or is_page(inner):
+                continue
+            if (identity := _identity(inner)) not in own:
                 above[str(inner)] = (*own, identity)
                 followed.append(name)
         folders[:] = followed
@@ -112,6 +117,11 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 def _refuse(error: OSError) -> NoReturn:
     raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def is_page(folder: Path) -> bool:
+    """Whether `dorl-jax data check` wrote its page into the folder: its pictures are sheets, no cells."""
+    return all((folder / name).is_file() for name in (PAGE, PAGE_DATA, PAGE_SHEET))
 
 
 def _images(folder: Path, without: Path | None = None) -> tuple[list[Path], list[Path]]:

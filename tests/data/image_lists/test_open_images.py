@@ -258,6 +258,26 @@ def test_webdataset_samples(tmp_path: Path) -> None:
     assert images.notes == (f"2 files in {tmp_path / 'cells.tar'} are not taken for images: 1 .txt, 1 .mask.png.",)
 
 
+def test_links_in_a_tar_are_not_lost_without_a_word(tmp_path: Path) -> None:
+    """As `tar` writes a folder whose files are linked from elsewhere, or twice."""
+    write(tmp_path, "a.png", "b.png")
+    (tmp_path / "soft.png").symlink_to("a.png")
+    os.link(tmp_path / "b.png", tmp_path / f"hard{'_' * 120}.png")
+    (tmp_path / "text").symlink_to("a.png")
+    with tarfile.open(tmp_path / "cells.tar", "w") as archive:
+        for path in sorted(tmp_path.iterdir()):
+            if path.name != "cells.tar":
+                archive.add(path, path.name)
+    with tarfile.open(tmp_path / "links.tar", "w") as archive:
+        archive.add(tmp_path / "soft.png", "soft.png")
+    images = open_images(tmp_path / "cells.tar")
+    assert ids(images) == ["a.png", "b.png"]
+    told = "links (tar --dereference --hard-dereference writes the files themselves)"
+    assert images.notes == (f"2 files in {tmp_path / 'cells.tar'} are not taken for images: 2 {told}.",)
+    with pytest.raises(InputError, match=r"no image in .*links\.tar: .*there are only: 1 links \(tar --dereference"):
+        open_images(tmp_path / "links.tar")
+
+
 def test_shards_by_numbers_and_by_pattern(tmp_path: Path) -> None:
     for number in (8, 9, 10, 11):
         files = {f"{place}.png": png(10 * number + place) for place in range(2)}

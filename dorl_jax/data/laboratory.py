@@ -192,8 +192,6 @@ def _described(path: Path) -> Listing:
     if said.masks and (said.published or table):
         what = f"published = {said.published!r}" if said.published else table
         raise InputError(f"{path}: masks = {said.masks!r} mirrors a tree of images, which {what} is not: leave it out")
-    if said.columns != Columns() and not table:
-        raise InputError(f"{path}: [columns] are those of a table, and none is named: give table = ...")
     if "/" in said.name:
         raise InputError(
             f"{path}: name = {said.name!r}: a laboratory's name has no '/', which ends it in the names of its cells"
@@ -211,6 +209,8 @@ def _described(path: Path) -> Listing:
     used = {row.label for row in listing.rows}
     notes = list(listing.notes)
     unused = [label for label in (*said.labels, *said.dropped) if label not in used]
+    if said.columns != Columns() and not table:
+        notes.append(f"{path.name} tells columns, but there is no table.")
     if unused:
         notes.append(f"{path.name} maps labels that no image has: {name_some(unused)}.")
     rows = listing.rows

@@ -170,7 +170,6 @@ def test_laboratories_of_every_kind_side_by_side(plant: Callable[..., Path], fiv
         ("labels = 3", "labels"),
         ("masks = 'm'\ntable = 'sheet.csv'", r"masks = 'm' mirrors a tree of images, which sheet\.csv is not"),
         ("masks = 'm'\npublished = 'matek19'", r"masks = 'm' mirrors a tree of images, which published = 'matek19' is"),
-        ("[columns]\nlabel = 'diagnosis'", r"\[columns\] are those of a table, and none is named"),
         ("name = 'north/east'", "name = 'north/east': a laboratory's name has no '/'"),
         ("name = ", "not valid TOML"),
         ("images = 'none'", "no folder at .*none"),
@@ -222,6 +221,11 @@ def test_masks_within_the_tree_of_images_are_no_class(plant: Callable[..., Path]
     assert [(row.file, row.mask) for row in open_laboratory(root).rows] == [
         ("monocyte/a.jpg", root / "outlines/monocyte/a.png")
     ]
+
+
+def test_columns_without_a_table_are_told_of(plant: Callable[..., Path]) -> None:
+    root = plant("cells", "pictures/monocyte/a.jpg", laboratory__toml="images = 'pictures'\n[columns]\nfile = 'path'")
+    assert open_laboratory(root).notes == ("laboratory.toml tells columns, but there is no table.",)
 
 
 def test_masks_beside_a_table_that_nobody_named_are_not_passed_over(plant: Callable[..., Path]) -> None:

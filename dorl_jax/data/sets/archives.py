@@ -58,13 +58,14 @@ def unpack(archive: Path, into: Path) -> Path:
     """Unpack a .zip archive to `into/<its name>`, whole or not at all; what is there already is left as it is.
 
     Raises:
-      InputError: not a .zip archive, or a damaged one.
+      InputError: not a .zip archive, a damaged or encrypted one, or one packed by an unusual method.
     """
     folder = into / archive.stem
     if folder.is_dir():
         return folder
     into.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{archive.stem}.partial", dir=into))
+    # Hidden, for `into` may lie among what is read, and what a killed process leaves is not all of the archive.
+    partial = Path(tempfile.mkdtemp(prefix=f".{archive.stem}.partial", dir=into))
     try:
         with _opened(archive) as file:
             file.extractall(partial)
@@ -82,6 +83,8 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
             yield file
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{archive} is no whole .zip archive: {error}; download it again") from error
+    except RuntimeError as error:  # encrypted, or packed by a method that Python does not know
+        raise InputError(f"{archive} cannot be unpacked here: {error}; unpack it by another program") from error
 
 
 def _is_image(name: PurePosixPath) -> bool:

@@ -288,19 +288,19 @@ def read_record(record: Record) -> bytes:
     Raises:
       ImageError: no such set, split, place or field, or a damaged file.
     """
-    from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
     try:
         source = _open(str(record.folder), record.split)
         if not 0 <= record.place < len(source):
-            raise ImageError(f"{record}: the split has {len(source)} cells")
-        features = tf_example_pb2.Example.FromString(source[record.place]).features.feature
+            raise InputError(f"{record}: the split has {len(source)} cells")
+        example = tf_example_pb2.Example.FromString(source[record.place])
     except InputError as error:
         raise ImageError(str(error)) from error
-    except (RuntimeError, DecodeError) as error:  # what ArrayRecord and protobuf raise on damaged bytes
+    except RuntimeError as error:  # ArrayRecord checks what it reads against checksums
         reason = " ".join(str(error).split())
         raise ImageError(f"{record} cannot be read, its files are damaged: {reason}; build the set again") from error
+    features = example.features.feature
     values = features[record.field].bytes_list.value if record.field in features else ()
     if not values:
         raise ImageError(f"{record}: the cell has no {record.field}")

@@ -44,8 +44,8 @@ def read_table(table: Path, folder: Path, columns: Columns | None = None) -> tup
       columns: their names; the default ones need not be there, but for `file` and `class`.
 
     Raises:
-      InputError: no CSV, no rows, a column that is missing or there twice, an empty file or label, or a file that is
-        listed twice.
+      InputError: no CSV, no rows, a column that is missing or there twice, an empty file or label, a file that is
+        listed twice, or paths as Windows writes them.
     """
     if not table.is_file():
         raise InputError(f"no table at {table}")
@@ -65,6 +65,9 @@ def read_table(table: Path, folder: Path, columns: Columns | None = None) -> tup
         for key in ("file", "label"):
             if not text[key]:
                 raise InputError(f"{where}: empty {getattr(columns, key)}")
+        for key in ("file", "mask"):
+            if "\\" in text[key] and not os.path.exists(folder / text[key]):
+                raise InputError(f"{where}: there is no {text[key]}: write '/' between the names of folders")
         image = os.path.normpath(folder / text["file"])
         if not text["duplicate_of"]:
             if image in line_of:

@@ -93,7 +93,7 @@ def walk(folder: Path, without: Path | None = None) -> Iterator[Path]:
     Raises:
       InputError: a folder that cannot be read.
     """
-    above = {str(folder): (_identity(folder),)}
+    above: dict[str, tuple[tuple[int, int], ...]] = {str(folder): (_identity(folder),)}
     for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         own = above.pop(place)
         followed = []

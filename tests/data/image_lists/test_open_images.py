@@ -210,6 +210,7 @@ def test_tables_that_are_refused(tmp_path: Path) -> None:
     refused("file\ns3://a/1.png\n", "s3://a/1.png is an address")
     refused("file,file\n1.png,1.png\n", "two columns 'file'")
     refused("file,id\n1.png\n", "not a readable CSV")
+    refused("file,id\n1.png,a\n1.png, \n", "row 2 has no id")
     refused("file,id\n1.png,a\n1.png,a\n", "ids must be unique; there more than once: a")
     pq.write_table(pa.table({"image": [{"bytes": b"x"}]}), tmp_path / "t.parquet")
     with pytest.raises(InputError, match=r"column 'image' holds struct.*, no paths"):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import yaml
 
@@ -205,10 +206,11 @@ def _described(path: Path) -> Listing:
     both = sorted(set(said.labels) & set(said.dropped))
     if both:
         raise InputError(f"{path}: both mapped and dropped: {name_some(both)}")
-    words = {**listing.words, **said.labels, **dict.fromkeys(said.dropped, "")}
     used = {row.label for row in listing.rows}
+    own = _as_written({**said.labels, **dict.fromkeys(said.dropped, "")}, used)
+    words = {**listing.words, **own}
     notes = list(listing.notes)
-    unused = [label for label in (*said.labels, *said.dropped) if label not in used]
+    unused = [label for label in own if label not in used]
     if said.columns != Columns() and not table:
         notes.append(f"{path.name} tells columns, but there is no table.")
     if unused:
@@ -221,6 +223,21 @@ def _described(path: Path) -> Listing:
                 notes.append(f"{len(missed)} files do not match {key} = {pattern!r}: {name_some(missed, 3)}.")
     default = path.parent.name if path.name in LABORATORY_FILES else path.stem
     return Listing(said.name or default, rows, words, tuple(notes))
+
+
+def _as_written(words: dict[str, str], used: Collection[str]) -> dict[str, str]:
+    """The words by the labels that are used, where both are one text in other code points.
+
+    macOS takes accented letters apart (Unicode's NFD) in the names of folders, editors do not.
+    """
+    twins: dict[str, list[str]] = {}
+    for label in sorted(used):
+        twins.setdefault(normalize("NFC", label), []).append(label)
+    return {
+        written: word
+        for label, word in words.items()
+        for written in ([label] if label in used else twins.get(normalize("NFC", label), [label]))
+    }
 
 
 def _search(rows: tuple[Row, ...], key: str, pattern: str, path: Path) -> tuple[tuple[Row, ...], list[str]]:

@@ -223,6 +223,19 @@ def test_masks_within_the_tree_of_images_are_no_class(plant: Callable[..., Path]
     ]
 
 
+def test_accents_are_the_same_in_one_code_point_and_in_two(plant: Callable[..., Path], five: Taxonomy) -> None:
+    """The folders were named by macOS, the file was written elsewhere."""
+    root = plant("cells", "E\u0301osino/a.png", "de\u0301bris/b.png", "mono/c.png")
+    (root / "laboratory.toml").write_text(
+        'dropped = ["d\u00e9bris"]\n[labels]\n"\u00c9osino" = "eosinophil"\nmono = "monocyte"'
+    )
+    listing = open_laboratory(root)
+    manifest = make_manifest([listing], five)
+    assert sorted(cell.label for cell in manifest.cells) == ["eosinophil", "monocyte"]
+    assert manifest.dropped == {"de\u0301bris": 1}
+    assert not any("no image has" in note for note in listing.notes)
+
+
 def test_columns_without_a_table_are_told_of(plant: Callable[..., Path]) -> None:
     root = plant("cells", "pictures/monocyte/a.jpg", laboratory__toml="images = 'pictures'\n[columns]\nfile = 'path'")
     assert open_laboratory(root).notes == ("laboratory.toml tells columns, but there is no table.",)

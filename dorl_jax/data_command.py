@@ -55,9 +55,22 @@ def run(options: argparse.Namespace) -> None:
     """Do what the command line says, and print what was done.
 
     Raises:
-      InputError: bad input, or with --strict errors in the data.
+      InputError: bad input, a folder that cannot be read or written, or with --strict errors in the data.
     """
-    {"list": _list, "check": _check, "build": _build}[options.action](options)
+    try:
+        {"list": _list, "check": _check, "build": _build}[options.action](options)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise InputError(f"{error.filename or options.out}: {error.strerror or error}") from error
+
+
+def _make(out: Path) -> None:
+    """Make the folder for what comes, before the work whose results could not be written otherwise."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out} is no folder and cannot be made one: {error.strerror}") from error
 
 
 def _add_source(action: argparse.ArgumentParser) -> None:
@@ -107,6 +120,7 @@ def _check(options: argparse.Namespace) -> None:
     from dorl_jax.data.check import check_listings, format_report, write_report
 
     listings, taxonomy = _read(options), load_taxonomy(options.taxonomy)
+    _make(options.out)
     report = check_listings(listings, taxonomy, workers=options.workers, progress=not options.quiet)
     print(format_report(report))
     print(f"\nThe page with pictures: {write_report(report, listings, taxonomy, options.out)}")
@@ -117,6 +131,7 @@ def _check(options: argparse.Namespace) -> None:
 def _build(options: argparse.Namespace) -> None:
     if options.size is not None and options.size < 1:
         raise InputError(f"--size {options.size}: the side in pixels, at least 1")
+    _make(options.out)
     settings = {"size": options.size, "strict": options.strict, "progress": not options.quiet}
     if options.set:
         data_set = find_set(options.set)

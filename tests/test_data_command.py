@@ -1,11 +1,15 @@
 """`dorl-jax data`: what it prints, writes and refuses."""
 
+import re
+import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dorl_jax.cli import main
+from dorl_jax.data.image_lists import open_images
 from dorl_jax.data.images import read_image, read_mask
 from dorl_jax.data.laboratory import open_laboratories
 from dorl_jax.data.manifest import check_cells, load_cells, make_manifest, read_laboratories, save_cells
@@ -91,3 +95,41 @@ def test_bad_sources(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     ):
         assert main(["data", "build", *arguments, "--out", str(tmp_path / "built")]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_page_among_the_cells_is_none_of_them(
+    cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command is given in the folder of the cells, again and again."""
+    for laboratory in cells.iterdir():
+        shutil.copytree(laboratory / "images", tmp_path / "trees" / laboratory.name)
+    monkeypatch.chdir(tmp_path / "trees")
+    for _ in range(2):
+        assert main(["data", "check", ".", "--quiet"]) == 0
+        assert capsys.readouterr().out.startswith("20 images of 2 laboratories: ")
+    assert len(open_images(tmp_path / "trees")) == 20
+
+
+@pytest.mark.parametrize("action", ["check", "build"])
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(
+    cells: Path, tmp_path: Path, action: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["data", action, str(cells), "--out", str(tmp_path / "file"), "--quiet"]) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err) == (
+        "",
+        f"dorl-jax: --out {tmp_path}/file is no folder and cannot be made one: File exists\n",
+    )
+
+
+def test_a_full_disk_is_told(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build = ["data", "build", str(cells), "--out", str(tmp_path / "built"), "--quiet"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, before[1]))
+    try:
+        assert main(build) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert re.search(r"1\.0\.0 cannot be written: .*File too large.*make room", capsys.readouterr().err)
+    assert main(build) == 0

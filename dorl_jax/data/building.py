@@ -6,6 +6,7 @@ It imports TensorFlow Datasets, which is slow, and is itself imported only where
 import logging
 import os
 import re
+import shutil
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from dorl_jax.data.built import INFO_FILE, About, LeftOut, Masks, StoredCell, about_set, unpack_folder, write_cells
 from dorl_jax.data.encoding import encode_image, encode_mask
-from dorl_jax.data.images import ImageError
+from dorl_jax.data.images import SMALLEST_SIDE, ImageError, inspect_image
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.pool import buffered
 from dorl_jax.data.sets.base import DataSet
@@ -66,7 +67,15 @@ def prepare(
     folder = Path(builder.data_dir)
     new = not (folder / INFO_FILE).is_file()
     if new:
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except RuntimeError as error:
+            if "; writing " not in str(error):  # of ArrayRecord's writer, where a file cannot grow
+                raise
+            raise InputError(f"{folder} cannot be written: {error}; make room, or choose another folder") from error
+        # What killed builds left behind. One that still runs beside could not end well: the folder is there.
+        for partial in folder.parent.glob(f"incomplete.*_{folder.name}"):
+            shutil.rmtree(partial)
     return folder, new
 
 
@@ -263,7 +272,27 @@ def _masks_of(listing: Listing) -> Masks:
 
 
 def _encode(row: Row, size: int | None) -> tuple[bytes, bytes | None]:
+    """The image and the mask as they are stored. Raises `ImageError` as the encoders, and see `_check_sides`."""
+    if size:
+        _check_sides(row)
     return encode_image(row.image, size), None if row.mask is None else encode_mask(row.mask, size)
+
+
+def _check_sides(row: Row) -> None:
+    """Raises `ImageError` on what no reader could refuse any more once image and mask have been brought to one size."""
+    image = inspect_image(row.image)
+    if min(image.width, image.height) < SMALLEST_SIDE:
+        raise ImageError(
+            f"{row.image} has {image.width} x {image.height} pixels; a side needs at least {SMALLEST_SIDE}"
+        )
+    if row.mask is None:
+        return
+    mask = inspect_image(row.mask)
+    if (mask.width, mask.height) != (image.width, image.height):
+        raise ImageError(
+            f"the mask {row.mask} has {mask.width} x {mask.height} pixels, its image {row.image} "
+            f"{image.width} x {image.height}"
+        )
 
 
 def _ahead(numbers: Sequence[int], work: Callable[[int], Any], workers: int) -> Iterator[tuple[int, Future[Any]]]:

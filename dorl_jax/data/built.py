@@ -9,7 +9,7 @@ something is built.
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from dorl_jax.data.cell_tables import read_cell_table, write_cell_table
+from dorl_jax.data.images import ImageError
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.sets.base import DataSet
 from dorl_jax.data.sources import Record
@@ -109,7 +110,7 @@ def build(
 ) -> Built:
     """Store the images, masks and labels of a laboratory as a data set of its name in `out`.
 
-    The folder appears when all is written. What is there already, of the same files, is left as it is.
+    The folder appears when all is written. What is there already, of the same rows, is left as it is.
 
     Args:
       listing: the laboratory; the order of its rows is kept.
@@ -124,8 +125,8 @@ def build(
       workers: threads that read and encode; by default one for each processor, at most 8.
 
     Raises:
-      InputError: a listing without rows or of one that differs from what is there under this name and version; no
-        image that can be read, or (`strict`) one that cannot.
+      InputError: a listing without rows, or one that differs from what is there under this name and version; no
+        image that can be read, or (`strict`) one that cannot; a full disk.
     """
     from dorl_jax.data.building import prepare
 
@@ -143,14 +144,39 @@ def build(
         workers=workers,
     )
     stored = read_built(folder)
-    if not new and _size_note(size) != next((note for note in stored.notes if note.startswith(_STORED)), ""):
-        raise InputError(f"{folder} holds its images at another size: remove it, or build under another version")
     left_out = read_left_out(folder)
-    if {row.file for row in stored.rows} | {item.file for item in left_out} != {row.file for row in listing.rows}:
-        raise InputError(
-            f"{folder} holds other files than {listing.name} has now: remove it, or build under another version"
-        )
+    if not new:
+        _refuse_another(folder, stored, listing, size, {item.file for item in left_out})
     return Built(folder, len(stored.rows), left_out, new)
+
+
+def _refuse_another(folder: Path, stored: Listing, listing: Listing, size: int | None, left_out: Set[str]) -> None:
+    """Raises `InputError` where what was built before is not of this listing as it is now."""
+    mend = "remove it, or build in another folder"
+    if stored.name != listing.name:
+        raise InputError(
+            f"{folder} holds the laboratory {stored.name!r}, not {listing.name!r}: in the folder's name, which takes "
+            "letters a to z, digits and underscores, they are the same; call one otherwise (name in laboratory.toml), "
+            "or build in another folder"
+        )
+    if _size_note(size) != next((note for note in stored.notes if note.startswith(_STORED)), ""):
+        raise InputError(f"{folder} holds its images at another size: {mend}")
+    if {row.file for row in stored.rows} | left_out != {row.file for row in listing.rows}:
+        raise InputError(f"{folder} holds other files than {listing.name} has now: {mend}")
+    now = Counter(_told(row) for row in listing.rows if row.file not in left_out)
+    for row in stored.rows:
+        if not now[_told(row)]:
+            raise InputError(
+                f"{folder} holds {row.file} with another label, group, split, mask or original than {listing.name} "
+                f"tells now: {mend}"
+            )
+    if dict(stored.words) != dict(listing.words):
+        raise InputError(f"{folder} has labels that mean something else than those of {listing.name} now: {mend}")
+
+
+def _told(row: Row) -> tuple[str, str, str, str, str, bool]:
+    """What a laboratory says of an image."""
+    return row.file, row.label, row.group, row.split, row.duplicate_of, row.mask is not None
 
 
 def build_set(
@@ -255,22 +281,29 @@ def read_left_out(folder: Path) -> tuple[LeftOut, ...]:
 
 
 def read_record(record: Record) -> bytes:
-    """The stored file of an image or mask, a JPEG or PNG.
+    """The stored file of an image or mask: a JPEG, BMP or PNG.
 
     Files stay open for the next call, in each process of its own; threads may read at the same time.
 
     Raises:
-      InputError: no such set, split, place or field.
+      ImageError: no such set, split, place or field, or a damaged file.
     """
     from tensorflow_datasets.proto import tf_example_pb2
 
-    source = _open(str(record.folder), record.split)
-    if not 0 <= record.place < len(source):
-        raise InputError(f"{record}: the split has {len(source)} cells")
-    features = tf_example_pb2.Example.FromString(source[record.place]).features.feature
+    try:
+        source = _open(str(record.folder), record.split)
+        if not 0 <= record.place < len(source):
+            raise InputError(f"{record}: the split has {len(source)} cells")
+        example = tf_example_pb2.Example.FromString(source[record.place])
+    except InputError as error:
+        raise ImageError(str(error)) from error
+    except RuntimeError as error:  # ArrayRecord checks what it reads against checksums
+        reason = " ".join(str(error).split())
+        raise ImageError(f"{record} cannot be read, its files are damaged: {reason}; build the set again") from error
+    features = example.features.feature
     values = features[record.field].bytes_list.value if record.field in features else ()
     if not values:
-        raise InputError(f"{record}: the cell has no {record.field}")
+        raise ImageError(f"{record}: the cell has no {record.field}")
     return values[0]
 
 

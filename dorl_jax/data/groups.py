@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from dorl_jax.data.check.copies import find_copies
-from dorl_jax.data.check.fingerprint import Fingerprint, take_fingerprint
+from dorl_jax.data.check.fingerprint import Fingerprint, digest_pixels, take_fingerprint
 from dorl_jax.data.images import read_image
 from dorl_jax.data.manifest import Cell, Manifest
 from dorl_jax.files import replacing
@@ -35,7 +35,13 @@ def cell_groups(manifest: Manifest, *, progress: bool = True) -> dict[str, str]:
     with ThreadPoolExecutor() as pool:
         work = pool.map(_fingerprint, cells)
         found = list(tqdm(work, "looking for copies", len(cells), unit="cell", disable=not progress))
-    pairs = [(pair.first, pair.second) for pair in find_copies(found)]
+    # Of pictures with the same pixels, which a class that was evened out has by the dozen, one is compared with the
+    # others: comparing all of them takes minutes.
+    twin_of: dict[bytes, int] = {}
+    pairs = [(twin_of.setdefault(digest, place), place) for place, (one, digest) in enumerate(found) if one is not None]
+    kept = list(twin_of.values())
+    copies = find_copies([found[place][0] for place in kept])
+    pairs += [(kept[pair.first], kept[pair.second]) for pair in copies]
     first_of: dict[tuple[str, str], int] = {}
     for place, cell in enumerate(cells):
         if cell.group:
@@ -74,8 +80,10 @@ def cached_groups(manifest: Manifest, path: Path, *, progress: bool = True) -> d
     return groups
 
 
-def _fingerprint(cell: Cell) -> Fingerprint | None:
-    return take_fingerprint(read_image(cell.image))
+def _fingerprint(cell: Cell) -> tuple[Fingerprint | None, bytes]:
+    """A picture's fingerprint, and a digest of its pixels."""
+    image = read_image(cell.image)
+    return take_fingerprint(image), digest_pixels(image)
 
 
 def _name(cell: Cell) -> str:

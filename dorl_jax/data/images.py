@@ -26,6 +26,7 @@ __all__ = [
     "FORMATS",
     "MOST_BYTES",
     "MOST_PIXELS",
+    "SMALLEST_SIDE",
     "ImageError",
     "ImageFacts",
     "Resize",
@@ -41,6 +42,8 @@ __all__ = [
 
 # What MOST_PIXELS take, uncompressed, with four channels of 16 bits.
 MOST_BYTES = 8 * MOST_PIXELS
+# Of a cell that can be used; what can be read may be smaller.
+SMALLEST_SIDE = 16
 
 _READERS: dict[str, tuple[Callable[[bytes], bool], Callable[[bytes], Picture]]] = {
     "BMP": (is_bmp, open_bmp),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import yaml
 
@@ -15,7 +16,7 @@ from dorl_jax.data.built import INFO_FILE, read_built
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.sets import find_set
 from dorl_jax.data.tables import LABELS_FILE, Columns, read_table
-from dorl_jax.data.trees import is_tree, read_tree
+from dorl_jax.data.trees import is_hidden, is_tree, read_tree
 from dorl_jax.errors import InputError, name_some, suggest
 
 LABORATORY_FILES = ("laboratory.toml", "laboratory.yaml", "laboratory.yml")
@@ -33,7 +34,7 @@ class LaboratoryFile:
       table: CSV file, relative to `root`.
       images: class-per-folder tree, relative to `root`. If neither a table nor a tree nor a published set is named,
         what `root` holds decides.
-      masks: tree of masks that mirrors `images`, relative to `root`.
+      masks: tree of masks that mirrors `images`, relative to `root`; a table tells them in a column.
       published: name of a published data set that `root` holds as it was downloaded.
       columns: what the columns of the table are called.
       group: regular expression, searched in the file's name: its first group (or all it matches) is the patient or
@@ -119,7 +120,9 @@ def open_laboratories(root: Path, names: Sequence[str] = ()) -> tuple[Listing, .
 def holds_laboratories(path: Path) -> bool:
     """Whether a folder, or one in it, says by a file that it is a laboratory or a built set."""
     with os.scandir(path) as entries:
-        return _declared(path) or any(_declared(Path(entry)) for entry in entries if entry.is_dir())
+        return _declared(path) or any(
+            _declared(Path(entry)) for entry in entries if entry.is_dir() and not is_hidden(entry.name)
+        )
 
 
 def no_laboratory(name: str, known: Collection[str]) -> InputError:
@@ -131,7 +134,8 @@ def _find(root: Path) -> dict[str, Path]:
     """Name of the folder (or laboratory file) -> path."""
     if root.is_file() or _declared(root):
         return {root.stem if root.is_file() else root.name: root}
-    inner = {path.name: path for path in root.iterdir() if path.is_dir() and _reader(path) is not None}
+    folders = [path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)]
+    inner = {path.name: path for path in folders if _reader(path) is not None}
     # Folders of images are classes, folders of such folders laboratories; a laboratory's file tells for sure.
     if _reader(root) is not None and not any(map(_declared, inner.values())):
         return {root.name: root}
@@ -186,6 +190,13 @@ def _described(path: Path) -> Listing:
     if not root.is_dir():
         raise InputError(f"{path}: no folder at {root} (root = {said.root!r})")
     table = said.table or (LABELS_FILE if not said.images and (root / LABELS_FILE).is_file() else "")
+    if said.masks and (said.published or table):
+        what = f"published = {said.published!r}" if said.published else table
+        raise InputError(f"{path}: masks = {said.masks!r} mirrors a tree of images, which {what} is not: leave it out")
+    if "/" in said.name:
+        raise InputError(
+            f"{path}: name = {said.name!r}: a laboratory's name has no '/', which ends it in the names of its cells"
+        )
     if said.published:
         listing = find_set(said.published).read(root)
     elif table:
@@ -195,10 +206,13 @@ def _described(path: Path) -> Listing:
     both = sorted(set(said.labels) & set(said.dropped))
     if both:
         raise InputError(f"{path}: both mapped and dropped: {name_some(both)}")
-    words = {**listing.words, **said.labels, **dict.fromkeys(said.dropped, "")}
     used = {row.label for row in listing.rows}
+    own = _as_written({**said.labels, **dict.fromkeys(said.dropped, "")}, used)
+    words = {**listing.words, **own}
     notes = list(listing.notes)
-    unused = [label for label in (*said.labels, *said.dropped) if label not in used]
+    unused = [label for label in own if label not in used]
+    if said.columns != Columns() and not table:
+        notes.append(f"{path.name} tells columns, but there is no table.")
     if unused:
         notes.append(f"{path.name} maps labels that no image has: {name_some(unused)}.")
     rows = listing.rows
@@ -211,6 +225,21 @@ def _described(path: Path) -> Listing:
     return Listing(said.name or default, rows, words, tuple(notes))
 
 
+def _as_written(words: dict[str, str], used: Collection[str]) -> dict[str, str]:
+    """The words by the labels that are used, where both are one text in other code points.
+
+    macOS takes accented letters apart (Unicode's NFD) in the names of folders, editors do not.
+    """
+    twins: dict[str, list[str]] = {}
+    for label in sorted(used):
+        twins.setdefault(normalize("NFC", label), []).append(label)
+    return {
+        written: word
+        for label, word in words.items()
+        for written in ([label] if label in used else twins.get(normalize("NFC", label), [label]))
+    }
+
+
 def _search(rows: tuple[Row, ...], key: str, pattern: str, path: Path) -> tuple[tuple[Row, ...], list[str]]:
     """The rows with what the pattern finds in their file's name, and the files it does not match."""
     try:
@@ -220,11 +249,11 @@ def _search(rows: tuple[Row, ...], key: str, pattern: str, path: Path) -> tuple[
     found, missed = [], []
     for row in rows:
         match = expression.search(row.file)
-        if match is None:
+        value = None if match is None else match[1] if expression.groups else match[0]
+        if value is None:
             missed.append(row.file)
             found.append(row)
         else:
-            value = match[1] if expression.groups else match[0]
             found.append(replace(row, group=value) if key == "group" else replace(row, split=value))
     return tuple(found), missed
 
@@ -258,6 +287,8 @@ def _refuse_repeated_keys(node: Any, path: Path) -> None:
         return
     seen: set[str] = set()
     for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise InputError(f"{path}, line {key.start_mark.line + 1}: a key that is no text")
         if key.value in seen:
             raise InputError(f"{path}, line {key.start_mark.line + 1}: {key.value!r} is there twice")
         seen.add(key.value)

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from dorl_jax.data.sources import ImageSource
+from dorl_jax.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -46,3 +48,14 @@ class Listing:
     rows: tuple[Row, ...]
     words: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises `InputError` on a name that no list of cells could hold."""
+        texts = (text for row in self.rows for text in (row.file, str(row.image), str(row.mask)))
+        try:
+            for text in chain([self.name], texts):
+                text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{error.object!r} is no name in UTF-8: rename the file, or convert the names of the folder (convmv)"
+            ) from error

@@ -13,7 +13,7 @@ from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
 from dorl_jax.data.cell_tables import read_cell_table, write_cell_table
-from dorl_jax.data.images import ImageError, read_image, read_image_with_facts, read_mask
+from dorl_jax.data.images import SMALLEST_SIDE, ImageError, read_image, read_image_with_facts, read_mask
 from dorl_jax.data.laboratory import no_laboratory, open_laboratories, open_laboratory
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.sources import ImageSource, parse_source, source_text
@@ -21,8 +21,6 @@ from dorl_jax.data.tables import LABELS_FILE
 from dorl_jax.data.taxonomy import Taxonomy
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import replacing
-
-SMALLEST_SIDE = 16
 
 
 @dataclass(frozen=True)

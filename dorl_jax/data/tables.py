@@ -44,7 +44,8 @@ def read_table(table: Path, folder: Path, columns: Columns | None = None) -> tup
       columns: their names; the default ones need not be there, but for `file` and `class`.
 
     Raises:
-      InputError: no CSV, no rows, a missing column, an empty file or label, or a file that is listed twice.
+      InputError: no CSV, no rows, a column that is missing or there twice, an empty file or label, a file that is
+        listed twice, or paths as Windows writes them.
     """
     if not table.is_file():
         raise InputError(f"no table at {table}")
@@ -57,12 +58,16 @@ def read_table(table: Path, folder: Path, columns: Columns | None = None) -> tup
     folder = Path(os.path.abspath(folder))
     rows: list[Row] = []
     line_of: dict[str, int] = {}
-    for line, values in _values(table, required, _advice(table, folder, columns)):
+    asked_for = [getattr(columns, field.name) for field in fields(Columns)]
+    for line, values in _values(table, required, asked_for, _advice(table, folder, columns)):
         where = f"{table}, line {line}"
         text = {field.name: values.get(getattr(columns, field.name), "") for field in fields(Columns)}
         for key in ("file", "label"):
             if not text[key]:
                 raise InputError(f"{where}: empty {getattr(columns, key)}")
+        for key in ("file", "mask"):
+            if "\\" in text[key] and not os.path.exists(folder / text[key]):
+                raise InputError(f"{where}: there is no {text[key]}: write '/' between the names of folders")
         image = os.path.normpath(folder / text["file"])
         if not text["duplicate_of"]:
             if image in line_of:
@@ -103,11 +108,21 @@ def _advice(table: Path, folder: Path, columns: Columns) -> dict[str, str]:
     return {columns.label: advice}
 
 
-def _values(table: Path, required: Sequence[str], advice: Mapping[str, str]) -> list[tuple[int, dict[str, str]]]:
+def _values(
+    table: Path, required: Sequence[str], asked_for: Sequence[str], advice: Mapping[str, str]
+) -> list[tuple[int, dict[str, str]]]:
     """Line number and stripped values of every row; an absent trailing value is empty."""
     with opened_csv(table) as file:
         reader = csv.DictReader(file, restval="", strict=True)
         columns = [name.strip() for name in reader.fieldnames or ()]
+        if len(columns) == 1 and (found := next((sign for sign in ";\t|" if sign in columns[0]), "")):
+            raise InputError(
+                f"{table}: no column {required[0]!r}; there are: {columns[0]}. "
+                f"Its values are parted by {found!r}: save it with commas"
+            )
+        for name in asked_for:
+            if columns.count(name) > 1:
+                raise InputError(f"{table} has {columns.count(name)} columns {name!r}: call all but one otherwise")
         for name in required:
             if name not in columns:
                 listed = ", ".join(columns) or "none"

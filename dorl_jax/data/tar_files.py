@@ -19,7 +19,8 @@ _LONG_NAME, _PAX, _SPARSE = b"L", b"x", b"S"
 # The target of a link and what is said of all members to come: nothing that is asked for.
 _PASSED_OVER = (b"K", b"g")
 # Other kinds that no data follows, whatever their size says: links, devices, folders and pipes.
-_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
+_LINKS = (b"1", b"2")
+_WITHOUT_DATA = (*_LINKS, b"3", b"4", b"5", b"6")
 # Of a name or a pax header. Real ones have a few hundred bytes.
 _MOST_ABOUT_ONE = 1 << 20
 _COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))
@@ -34,17 +35,21 @@ class TarEntry(NamedTuple):
     size: int
 
 
-def tar_entries(path: Path) -> Iterator[TarEntry]:
+def tar_entries(path: Path, links: list[str] | None = None) -> Iterator[TarEntry]:
     """The plain files of an archive, in its order. Only headers are read.
 
     Folders, links and devices are passed over. As `tar` does, it stops at the first empty block.
+
+    Args:
+      path: of the archive.
+      links: the names of links, hard and symbolic, are put behind it.
 
     Raises:
       InputError: no file, a compressed archive, no archive, or one that is damaged or cut short.
     """
     try:
         with path.open("rb") as file:
-            yield from _entries(file, os.fstat(file.fileno()).st_size)
+            yield from _entries(file, os.fstat(file.fileno()).st_size, [] if links is None else links)
     except Unreadable as error:
         raise InputError(f"{path} {error}") from error
     except OSError as error:
@@ -83,7 +88,7 @@ def read_fully(file: int, size: int) -> bytes:
     return data if len(parts) == 1 else b"".join(parts)
 
 
-def _entries(file: BinaryIO, length: int) -> Iterator[TarEntry]:
+def _entries(file: BinaryIO, length: int, links: list[str]) -> Iterator[TarEntry]:
     place = 0
     name: str | None = None
     size: int | None = None
@@ -101,6 +106,8 @@ def _entries(file: BinaryIO, length: int) -> Iterator[TarEntry]:
         kind = header[156:157]
         stored = _number(header[124:136])
         start = place + _BLOCK
+        if kind in _LINKS:
+            links.append(name or _name(header))
         if kind in _WITHOUT_DATA:
             place, name, size = start, None, None
             continue

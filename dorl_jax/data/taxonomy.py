@@ -87,7 +87,7 @@ def load_taxonomy(name_or_path: str) -> Taxonomy:
     if not path.is_file():
         raise InputError(f"no taxonomy file at {path}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not valid TOML: {error}") from error
     return _parse(text, path.stem, str(path))

@@ -2,12 +2,16 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from dorl_jax.data.listing import Row
 from dorl_jax.errors import InputError, name_some
 
 SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp")
+# What `dorl-jax data check` writes into its folder: the page, the same for programs, the sheet of pictures.
+PAGE, PAGE_DATA, PAGE_SHEET = "check.html", "check.json", "contact_sheet.png"
 
 
 def read_tree(folder: Path, masks: Path | None = None) -> tuple[tuple[Row, ...], tuple[str, ...]]:
@@ -16,7 +20,7 @@ def read_tree(folder: Path, masks: Path | None = None) -> tuple[tuple[Row, ...],
     Args:
       folder: holds a folder for each class; deeper folders belong to the class.
       masks: a tree of the same shape that holds the masks: the mask of `a/b.jpg` is `a/b.png`, or of any other ending.
-        An image without one has no mask.
+        An image without one has no mask. It may lie in `folder`, and is no class then.
 
     Returns:
       The rows in alphabetical order, and remarks: what was not taken for an image, masks without an image.
@@ -27,8 +31,9 @@ def read_tree(folder: Path, masks: Path | None = None) -> tuple[tuple[Row, ...],
     folder = Path(os.path.abspath(folder))
     if not folder.is_dir():
         raise InputError(f"no folder at {folder}")
-    images, others = _images(folder)
-    mask_of = _masks(Path(os.path.abspath(masks))) if masks is not None else {}
+    masks = None if masks is None else Path(os.path.abspath(masks))
+    images, others = _images(folder, without=masks)
+    mask_of = {} if masks is None else _masks(masks)
     rows = []
     for image in images:
         file = image.relative_to(folder)
@@ -58,11 +63,11 @@ def read_tree(folder: Path, masks: Path | None = None) -> tuple[tuple[Row, ...],
 
 def is_tree(folder: Path) -> bool:
     """Whether a folder of this folder holds images."""
-    return any(_has_image(path) for path in _visible_folders(folder))
+    return any(_has_image(path) for path in _visible_folders(folder) if not is_page(path))
 
 
 def _has_image(folder: Path) -> bool:
-    return any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+    return any(path.suffix.lower() in SUFFIXES and not is_hidden(path.name) for path in folder.iterdir())
 
 
 def _visible_folders(folder: Path) -> list[Path]:
@@ -75,16 +80,56 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "__MACOSX")) or name in ("Thumbs.db", "desktop.ini")
 
 
-def _images(folder: Path) -> tuple[list[Path], list[Path]]:
+def walk(folder: Path, without: Path | None = None) -> Iterator[Path]:
+    """The files under a folder, each folder's in alphabetical order before those of its folders.
+
+    Hidden files and folders, and what `dorl-jax data check` wrote, are passed over. Links are followed, but not to a
+    folder that they lie in.
+
+    Args:
+      folder: where to begin.
+      without: a folder that is passed over.
+
+    Raises:
+      InputError: a folder that cannot be read.
+    """
+    above: dict[str, tuple[tuple[int, int], ...]] = {str(folder): (_identity(folder),)}
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        own = above.pop(place)
+        followed = []
+        for name in sorted(folders):
+            inner = Path(place, name)
+            if is_hidden(name) or inner == without or is_page(inner):
+                continue
+            if (identity := _identity(inner)) not in own:
+                above[str(inner)] = (*own, identity)
+                followed.append(name)
+        folders[:] = followed
+        for name in sorted(files):
+            if not is_hidden(name):
+                yield Path(place, name)
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def is_page(folder: Path) -> bool:
+    """Whether `dorl-jax data check` wrote its page into the folder: its pictures are sheets, no cells."""
+    return all((folder / name).is_file() for name in (PAGE, PAGE_DATA, PAGE_SHEET))
+
+
+def _images(folder: Path, without: Path | None = None) -> tuple[list[Path], list[Path]]:
     """Files that look like images, and the others, in alphabetical order."""
     images: list[Path] = []
     others: list[Path] = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in sorted(files):
-            if not is_hidden(name):
-                path = Path(place, name)
-                (images if path.suffix.lower() in SUFFIXES else others).append(path)
+    for path in walk(folder, without):
+        (images if path.suffix.lower() in SUFFIXES else others).append(path)
     return sorted(images), sorted(others)
 
 

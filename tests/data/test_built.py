@@ -18,7 +18,7 @@ from PIL import Image
 from dorl_jax.data import building
 from dorl_jax.data.building import dataset_name, split_name
 from dorl_jax.data.built import About, Built, build, build_set, read_built, read_left_out, read_record
-from dorl_jax.data.images import read_image, read_mask, resize_image, resize_mask
+from dorl_jax.data.images import ImageError, read_image, read_mask, resize_image, resize_mask
 from dorl_jax.data.laboratory import open_laboratory
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.sets import find_set
@@ -58,7 +58,9 @@ def laboratory(tmp_path: Path) -> Listing:
                 where=f"row {number}",
             )
         )
-    rows[1] = replace(rows[1], image=Part(folder / "1.png", 2, 3, 9, 7), mask=Part(folder / "1_mask.png", 2, 3, 9, 7))
+    rows[1] = replace(
+        rows[1], image=Part(folder / "1.png", 2, 3, 17, 16), mask=Part(folder / "1_mask.png", 2, 3, 17, 16)
+    )
     words = {"segmentkerniger": "neutrophil_segmented", "NEU": ""}
     return Listing("Lab of Żory-2", tuple(rows), words, ("A remark.",))
 
@@ -180,9 +182,45 @@ def test_nothing_to_store(laboratory: Listing, tmp_path: Path) -> None:
 def test_another_listing_under_the_same_name_is_refused(laboratory: Listing, tmp_path: Path) -> None:
     build(laboratory, tmp_path / "out", progress=False)
     fewer = replace(laboratory, rows=laboratory.rows[:5])
-    with pytest.raises(InputError, match=r"holds other files than Lab of Żory-2 has now: remove it, or build under"):
+    with pytest.raises(InputError, match=r"holds other files than Lab of Żory-2 has now: remove it, or build in"):
         build(fewer, tmp_path / "out", progress=False)
     assert build(fewer, tmp_path / "out", version="1.0.1", progress=False).cells == 5
+
+
+def test_laboratories_that_are_one_in_letters_of_ascii_are_not_mixed_up(laboratory: Listing, tmp_path: Path) -> None:
+    first, second = replace(laboratory, name="医院甲"), replace(laboratory, name="医院乙")
+    assert build(first, tmp_path / "out", progress=False).folder == tmp_path / "out/set/1.0.0"
+    with pytest.raises(InputError, match="set/1.0.0 holds the laboratory '医院甲', not '医院乙'"):
+        build(second, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"label": "NEU"}, {"group": "patient 9"}, {"split": "test"}, {"mask": None}, {"duplicate_of": "cells/1"}],
+    ids=str,
+)
+def test_what_the_laboratory_tells_otherwise_by_now_is_not_passed_over(
+    laboratory: Listing, tmp_path: Path, change: dict[str, str | None]
+) -> None:
+    build(laboratory, tmp_path / "out", progress=False)
+    rows = [replace(row, **change) if row.file == "cells/3" else row for row in laboratory.rows]
+    with pytest.raises(InputError, match=r"holds cells/3 with another label, group, split, mask or original than"):
+        build(replace(laboratory, rows=tuple(rows)), tmp_path / "out", progress=False)
+    with pytest.raises(InputError, match="has labels that mean something else than those of Lab of Żory-2 now"):
+        build(replace(laboratory, words={"NEU": "neutrophil"}), tmp_path / "out", progress=False)
+
+
+def test_what_no_reader_could_refuse_at_a_common_size_is_left_out(laboratory: Listing, tmp_path: Path) -> None:
+    """A mask of another image, and an image that is too small to be a cell."""
+    Image.fromarray(np.full((30, 30), 255, np.uint8)).save(tmp_path / "cells/5_mask.png")
+    Image.fromarray(np.full((7, 19, 3), 255, np.uint8)).save(tmp_path / "cells/2.tif")
+    built = build(laboratory, tmp_path / "out", size=32, progress=False)
+    assert [(item.file, item.reason.partition(" has ")[2]) for item in built.left_out] == [
+        ("cells/2", "19 x 7 pixels; a side needs at least 16"),
+        ("cells/5", f"30 x 30 pixels, its image {tmp_path}/cells/5.tif 24 x 25"),
+    ]
+    # At their own sizes those who read them refuse them.
+    assert not build(laboratory, tmp_path / "plain", progress=False).left_out
 
 
 def test_a_built_set_can_be_built_again(laboratory: Listing, tmp_path: Path) -> None:
@@ -236,8 +274,10 @@ def test_a_killed_build_leaves_nothing_that_reads_as_complete(tmp_path: Path) ->
     assert not folder.exists()
     with pytest.raises(InputError, match="no built data set at"):
         read_built(folder)
+    assert [path.name.partition(".")[0] for path in folder.parent.iterdir()] == ["incomplete"]
     done = run(-1)
     assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
+    assert [path.name for path in folder.parent.iterdir()] == ["1.0.0"]
     assert len(read_built(folder).rows) == 20
 
 
@@ -282,6 +322,30 @@ def test_records_that_are_not_there(laboratory: Listing, tmp_path: Path) -> None
     next(copy.glob("*-train.array_record-*")).unlink()
     with pytest.raises(InputError, match="is damaged: 0 of 1 files of split train"):
         read_record(Record(copy, "train", 0, "image"))
+
+
+def test_a_damaged_record_is_one_image_that_cannot_be_read(laboratory: Listing, tmp_path: Path) -> None:
+    # Each in a block of 64 kB of its own.
+    rows = []
+    for number in range(4):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(RNG.integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(path)
+        rows.append(Row(path.name, path, "NEU"))
+    folder = build(Listing("lab", tuple(rows)), tmp_path / "out", progress=False).folder
+    back = read_built(folder).rows
+    (shard,) = folder.glob("*.array_record-*")
+    stored = shard.read_bytes()
+    # The pixels of a BMP lie from below.
+    place = stored.index(read_image(rows[2].image)[100, :20, ::-1].tobytes())
+    shard.write_bytes(stored[:place] + bytes(20) + stored[place + 20 :])
+    for number in (0, 1, 3):
+        np.testing.assert_array_equal(read_image(back[number].image), read_image(rows[number].image))
+    with pytest.raises(ImageError, match=r"train\[2\].image cannot be read, its files are damaged: .*build the set ag"):
+        read_image(back[2].image)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / shard.name).write_bytes(stored[:-70_000])
+    with pytest.raises(ImageError, match=r"train\[0\].image cannot be read, its files are damaged"):
+        read_image(Record(copy, "train", 0, "image"))
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dorl_jax.data import groups
+from dorl_jax.data.check.copies import find_copies
 from dorl_jax.data.groups import cached_groups, cell_groups
 from dorl_jax.data.manifest import read_laboratories
 from dorl_jax.data.synthetic import write_laboratories
@@ -46,3 +48,16 @@ def test_slides_and_copies_are_joined(manifest, tmp_path):
     # Read again, not looked for: the pictures may be gone.
     turned.unlink()
     assert cached_groups(made, tmp_path / "groups.parquet", progress=False) == groups
+
+
+def test_pictures_there_by_the_dozen_are_compared_once(manifest, tmp_path, monkeypatch):
+    """A class that was evened out: 12 of the cells 40 times each, one of them turned in half of its copies."""
+    turned = tmp_path / "turned.png"
+    Image.fromarray(np.rot90(np.asarray(Image.open(manifest.cells[0].image).convert("RGB"))).copy()).save(turned)
+    cells = [replace(cell, id=f"{cell.id}#{number}") for number in range(40) for cell in manifest.cells[:12]]
+    cells = [replace(cell, image=turned) if place % 24 == 0 else cell for place, cell in enumerate(cells)]
+    compared = []
+    monkeypatch.setattr(groups, "find_copies", lambda found: compared.append(len(found)) or find_copies(found))
+    found = cell_groups(replace(manifest, cells=tuple(cells)), progress=False)
+    assert compared == [13]
+    assert found == {cell.id: cells[place % 12].id for place, cell in enumerate(cells)}

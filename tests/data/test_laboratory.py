@@ -1,5 +1,6 @@
 """Laboratories as they come: tables, trees, and one file that says what is what."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,6 +168,9 @@ def test_laboratories_of_every_kind_side_by_side(plant: Callable[..., Path], fiv
         ("group = '('", r"group = '\(' is no regular expression"),
         ("dropped = ['a']\n[labels]\na = 'monocyte'", "both mapped and dropped: a"),
         ("labels = 3", "labels"),
+        ("masks = 'm'\ntable = 'sheet.csv'", r"masks = 'm' mirrors a tree of images, which sheet\.csv is not"),
+        ("masks = 'm'\npublished = 'matek19'", r"masks = 'm' mirrors a tree of images, which published = 'matek19' is"),
+        ("name = 'north/east'", "name = 'north/east': a laboratory's name has no '/'"),
         ("name = ", "not valid TOML"),
         ("images = 'none'", "no folder at .*none"),
     ],
@@ -181,6 +185,7 @@ def test_bad_laboratory_files(plant: Callable[..., Path], text: str, message: st
     ("text", "message"),
     [
         ("labels: {a: monocyte, b: basophil, a: neutrophil}", "line 1: 'a' is there twice"),
+        ("? [a, b]\n: monocyte", "line 1: a key that is no text"),
         ("- a\n- b", "does not hold keys and values"),
         ("a: [", "not valid YAML"),
         ("!!python/object/apply:os.system ['true']", "does not hold keys and values|not valid YAML"),
@@ -209,3 +214,80 @@ def test_an_unknown_label_of_a_tree_names_the_file(plant: Callable[..., Path], f
     root = plant("cells", "monocite/a.png")
     with pytest.raises(InputError, match=r"monocite/a\.png: unknown label 'monocite' \(did you mean 'monocyte'"):
         make_manifest([open_laboratory(root)], five)
+
+
+def test_masks_within_the_tree_of_images_are_no_class(plant: Callable[..., Path]) -> None:
+    root = plant("cells", "monocyte/a.jpg", "outlines/monocyte/a.png", laboratory__toml="masks = 'outlines'")
+    assert [(row.file, row.mask) for row in open_laboratory(root).rows] == [
+        ("monocyte/a.jpg", root / "outlines/monocyte/a.png")
+    ]
+
+
+def test_accents_are_the_same_in_one_code_point_and_in_two(plant: Callable[..., Path], five: Taxonomy) -> None:
+    """The folders were named by macOS, the file was written elsewhere."""
+    root = plant("cells", "E\u0301osino/a.png", "de\u0301bris/b.png", "mono/c.png")
+    (root / "laboratory.toml").write_text(
+        'dropped = ["d\u00e9bris"]\n[labels]\n"\u00c9osino" = "eosinophil"\nmono = "monocyte"'
+    )
+    listing = open_laboratory(root)
+    manifest = make_manifest([listing], five)
+    assert sorted(cell.label for cell in manifest.cells) == ["eosinophil", "monocyte"]
+    assert manifest.dropped == {"de\u0301bris": 1}
+    assert not any("no image has" in note for note in listing.notes)
+
+
+def test_columns_without_a_table_are_told_of(plant: Callable[..., Path]) -> None:
+    root = plant("cells", "pictures/monocyte/a.jpg", laboratory__toml="images = 'pictures'\n[columns]\nfile = 'path'")
+    assert open_laboratory(root).notes == ("laboratory.toml tells columns, but there is no table.",)
+
+
+def test_masks_beside_a_table_that_nobody_named_are_not_passed_over(plant: Callable[..., Path]) -> None:
+    root = plant(
+        "cells", "a.png", "outlines/a.png", labels__csv="file,class\na.png,x\n", laboratory__toml="masks = 'outlines'"
+    )
+    with pytest.raises(InputError, match=r"masks = 'outlines' mirrors a tree of images, which labels\.csv is not"):
+        open_laboratory(root)
+
+
+def test_a_group_of_the_pattern_that_took_no_part_is_no_group(plant: Callable[..., Path]) -> None:
+    root = plant("cells", "monocyte/p7_a.png", "monocyte/p_b.png", laboratory__toml="group = 'p(\\d+)?_'")
+    listing = open_laboratory(root)
+    assert [row.group for row in listing.rows] == ["7", ""]
+    assert "1 files do not match group = 'p(\\\\d+)?_': monocyte/p_b.png." in listing.notes
+
+
+def test_hidden_folders_are_no_laboratories(plant: Callable[..., Path], tmp_path: Path) -> None:
+    plant("all/tree", *TREE)
+    plant("all/.Trash-1000", "files/x.png")
+    plant("all/__MACOSX", "tree/._p1_a.png")
+    assert [listing.name for listing in open_laboratories(tmp_path / "all")] == ["tree"]
+
+
+def test_links_of_a_tree_are_followed_but_not_round_in_circles(plant: Callable[..., Path], tmp_path: Path) -> None:
+    root = plant("hospital", *TREE)
+    plant("elsewhere", "c.png")
+    (root / "monocyte/again").symlink_to(root / "monocyte")
+    (root / "neutrophil/up").symlink_to(root)
+    (root / "basophil").symlink_to(tmp_path / "elsewhere")
+    assert [row.file for row in open_laboratory(root).rows] == sorted(["basophil/c.png", *TREE])
+
+
+def test_a_folder_that_cannot_be_read_is_told(plant: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    root = plant("hospital", *TREE)
+    scan = os.scandir
+
+    def refusing(path: str) -> object:
+        if str(path).endswith("deeper"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match="neutrophil/deeper cannot be read: Permission denied"):
+        open_laboratory(root)
+
+
+def test_a_name_that_is_no_text_is_refused(plant: Callable[..., Path], tmp_path: Path) -> None:
+    root = plant("hospital", *TREE)
+    (root / "monocyte/p1_a.png").rename(os.fsdecode(bytes(root / "monocyte") + b"/gr\xfcn.png"))
+    with pytest.raises(InputError, match=r"gr\\udcfcn\.png' is no name in UTF-8: rename the file"):
+        open_laboratory(root)

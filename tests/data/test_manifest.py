@@ -91,7 +91,12 @@ def test_unknown_labels_are_all_named(make_laboratory: Make, tmp_path: Path, fiv
             "file,clas\na.png,monocyte\n",
             r"no column 'class' \(did you mean 'clas'\?\); there are: file, clas",
         ),
-        ("file;class\na.png;monocyte\n", r"no column 'file'.*; there are: file;class"),
+        (
+            "file;class\na.png;monocyte\n",
+            r"no column 'file'; there are: file;class\. Its values are parted by ';': save",
+        ),
+        ("file,class,class\na.png,monocyte,basophil\n", "has 2 columns 'class': call all but one otherwise"),
+        ("file,class\nimages\\a.png,monocyte\n", r"line 2: there is no images\\a\.png: write '/' between"),
         ("", "no column 'file'; there are: none"),
         ("file,class\n", "has no rows"),
         ("file,class\n,monocyte\n", "line 2: empty file"),

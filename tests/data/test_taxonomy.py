@@ -149,6 +149,12 @@ def test_bad_taxonomy_file(tmp_path: Path, text: str, message: str) -> None:
     assert str(path) in str(caught.value)
 
 
+def test_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('classes = ["blast"]', encoding="utf-8-sig")
+    assert load_taxonomy(str(path)).classes == ("blast",)
+
+
 def test_missing_taxonomy_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no taxonomy file at"):
         load_taxonomy(str(tmp_path / "none.toml"))

@@ -1,6 +1,5 @@
 """Every image and mask decoded once, and what is kept of them: a few kilobytes each."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from dorl_jax.data.check.colours import Look, histogram, measure_look
-from dorl_jax.data.check.fingerprint import Fingerprint, take_fingerprint
+from dorl_jax.data.check.fingerprint import Fingerprint, digest_pixels, take_fingerprint
 from dorl_jax.data.check.mask_facts import THRESHOLD, MaskFacts, measure_mask
 from dorl_jax.data.images import ImageError, ImageFacts, read_image_with_facts, read_mask_values
 from dorl_jax.data.manifest import why_unusable
@@ -67,13 +66,11 @@ def measure(sources: Sources) -> Outcome:
     except ImageError as error:
         return Outcome(None, reason=str(error))
     height, width = image.shape[:2]
-    digest = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16)
-    digest.update(f"{width} {height}".encode())
     measured = Measured(
         header=header,
         width=width,
         height=height,
-        digest=digest.digest(),
+        digest=digest_pixels(image),
         fingerprint=take_fingerprint(image),
         look=measure_look(image),
         histogram=histogram(image).astype(np.float32),

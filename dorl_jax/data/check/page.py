@@ -12,6 +12,7 @@ from dorl_jax.data.check.pictures import contact_sheet, copies_sheet, histograms
 from dorl_jax.data.check.report import Report
 from dorl_jax.data.listing import Listing
 from dorl_jax.data.taxonomy import Taxonomy
+from dorl_jax.data.trees import PAGE, PAGE_DATA, PAGE_SHEET
 from dorl_jax.files import replacing, write_text
 from dorl_jax.html import page_templates, png_uri
 
@@ -30,9 +31,9 @@ def write_report(report: Report, listings: Sequence[Listing], taxonomy: Taxonomy
     """
     sheet = _png(contact_sheet(listings, taxonomy))
     copies = _png(copies_sheet(report.copies, listings)) if report.copies else None
-    with replacing(out / "contact_sheet.png") as partial:
+    with replacing(out / PAGE_SHEET) as partial:
         partial.write_bytes(sheet)
-    write_text(out / "check.json", json.dumps(report.as_tree(), indent=1, ensure_ascii=False) + "\n")
+    write_text(out / PAGE_DATA, json.dumps(report.as_tree(), indent=1, ensure_ascii=False) + "\n")
     page = (
         page_templates(Path(__file__).parent)
         .get_template("check.html.jinja")
@@ -43,8 +44,8 @@ def write_report(report: Report, listings: Sequence[Listing], taxonomy: Taxonomy
             histograms=histograms(report),
         )
     )
-    write_text(out / "check.html", page)
-    return out / "check.html"
+    write_text(out / PAGE, page)
+    return out / PAGE
 
 
 def _png(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:

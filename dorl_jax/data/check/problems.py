@@ -43,9 +43,8 @@ def _of_laboratory(one: LaboratoryReport) -> list[Problem]:
         found.append(Problem("error", f"{one.name}: unmapped labels {name_some(spelled, 10)}", advice))
     if one.unusable:
         listed = name_some((f"{bad.file} ({bad.reason})" for bad in one.unusable), 3)
-        found.append(
-            Problem("error", f"{one.name}: {len(one.unusable)} cells cannot be used: {listed}", "they are left out")
-        )
+        advice = "a run leaves them out, but stops where a file is not there"
+        found.append(Problem("error", f"{one.name}: {len(one.unusable)} cells cannot be used: {listed}", advice))
     if not sum(one.classes.values()):
         found.append(Problem("error", f"{one.name}: no cell of any class"))
     few = [f"{count} {label}" for label, count in one.classes.items() if 0 < count < _FEW]

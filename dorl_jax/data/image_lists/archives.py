@@ -21,6 +21,8 @@ from dorl_jax.errors import InputError, name_some
 # Side files of WebDataset, and the columns that they become; those of a .json have its keys' names.
 _TEXTS = {"cls": "label", "txt": "text"}
 _JSON = "json"
+# What links to images are counted under.
+_LINKS = "links (tar --dereference --hard-dereference writes the files themselves)"
 # Of a side file, in bytes.
 _MOST_ASIDE = 1 << 20
 
@@ -52,7 +54,8 @@ def tar_images(path: Path) -> ImageList:
     Members next to each other whose names are equal up to the first dot of the file's name belong together, as in
     WebDataset: beside an image, `.cls` gives the column `label`, `.txt` the column `text`, `.json` a column for each
     key. Where an image lies among others of longer endings (`7.png`, `7.mask.png`), it is the one. Without side
-    files and such an image, members that share a beginning (`7.a.png`, `7.b.png`) are images of their own.
+    files and such an image, members that share a beginning (`7.a.png`, `7.b.png`) are images of their own. Links are
+    not read; a note counts those to images.
 
     Raises:
       InputError: no image in it; several images with a common side file; a side file that cannot be read; or what
@@ -62,7 +65,8 @@ def tar_images(path: Path) -> ImageList:
     sources: list[str] = []
     columns: dict[str, list[Any]] = {}
     others: Counter[str] = Counter()
-    for sample in _samples(path):
+    links: list[str] = []
+    for sample in _samples(path, links):
         images, aside = _parted(sample, path, others)
         known = _known(images[0], aside, path) if images and aside else {}
         for image in images:
@@ -73,6 +77,8 @@ def tar_images(path: Path) -> ImageList:
             sources.append(_behind(TarMember(path, image.offset, image.size, image.name)))
             for name, values in columns.items():
                 values.append(known.get(name))
+    if count := sum(is_image(name) and not _hidden(name) for name in links):
+        others[_LINKS] = count
     if not ids:
         raise _no_image(path, others)
     return ImageList(
@@ -89,8 +95,8 @@ def _behind(member: TarMember | ZipMember) -> str:
     return str(member)[len(str(member.path)) :]
 
 
-def _samples(path: Path) -> Iterator[list[TarEntry]]:
-    entries = (entry for entry in tar_entries(path) if not _hidden(entry.name))
+def _samples(path: Path, links: list[str]) -> Iterator[list[TarEntry]]:
+    entries = (entry for entry in tar_entries(path, links) if not _hidden(entry.name))
     for _, group in groupby(entries, key=lambda entry: _key_and_ending(entry.name)[0]):
         yield list(group)
 

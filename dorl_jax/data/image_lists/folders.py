@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dorl_jax.data.image_lists.packed import ImageList
 from dorl_jax.data.sources import source_text
-from dorl_jax.data.trees import SUFFIXES, is_hidden
+from dorl_jax.data.trees import SUFFIXES, is_hidden, is_page
 from dorl_jax.errors import InputError, name_some
 
 _DIGITS = re.compile(r"[0-9]+")
@@ -18,7 +18,7 @@ def folder_images(folder: Path) -> ImageList:
     """All images under a folder, each named by its path in it.
 
     Files come before folders, both in natural order: "cell9.png" before "cell10.png". Links are followed. Hidden files
-    are passed over; so is a folder `masks` beside one `images`.
+    are passed over; so are a folder `masks` beside one `images`, and what `dorl-jax data check` wrote.
 
     Args:
       folder: an absolute path.
@@ -94,6 +94,8 @@ def _walk(
     for name in folders:
         if name == "masks" and "images" in folders:
             masks.append(inside + name)
+            continue
+        if is_page(folder / inside / name):
             continue
         identity = _identity(folder / inside / name)
         # A link to a folder that it lies in.

@@ -58,7 +58,7 @@ def table_images(path: Path, column: str | None = None, id_column: str | None = 
     column = column or _find_column(table, path)
     paths = _text_column(table, column, path)
     id_column = id_column or (ID_COLUMN if ID_COLUMN in table.column_names and column != ID_COLUMN else None)
-    ids = paths if id_column is None else _text_column(table, id_column, path)
+    ids = paths if id_column is None else _names(table, id_column, path)
     others = {name: table[name] for name in table.column_names if name not in (column, id_column)}
     return _listed(path, paths.to_pylist(), ids, others, f"{path}, column {column!r}")
 
@@ -142,6 +142,14 @@ def _text_column(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
         raise InputError(f"{path}: row {first + 1} has no {name}")
     # Dictionaries become plain text.
     return values.cast(pa.large_string())
+
+
+def _names(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
+    names = _text_column(table, name, path)
+    first = pc.index(pc.utf8_trim_whitespace(names), pa.scalar("", pa.large_string())).as_py()
+    if first >= 0:
+        raise InputError(f"{path}: row {first + 1} has no {name}")
+    return names
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -1,6 +1,5 @@
 """Archives as they were downloaded, and what is looked at in them."""
 
-import os
 import shutil
 import tempfile
 import zipfile
@@ -9,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from dorl_jax.data.trees import walk
 from dorl_jax.errors import InputError
 
 _IMAGES = (".bmp", ".jpg", ".jpeg", ".png", ".tif", ".tiff")
@@ -22,11 +22,9 @@ def files_of(roots: Sequence[Path], suffixes: Sequence[str]) -> Iterator[Path]:
     What macOS and Windows leave in archives is passed over: hidden files, `__MACOSX`.
     """
     for root in roots:
-        for place, folders, files in os.walk(root, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-            for name in sorted(files):
-                if not name.startswith(".") and name.lower().endswith(tuple(suffixes)):
-                    yield Path(place, name)
+        for path in walk(root):
+            if path.name.lower().endswith(tuple(suffixes)):
+                yield path
 
 
 def archives_in(path: Path) -> tuple[list[Path], list[Path]]:
@@ -60,13 +58,14 @@ def unpack(archive: Path, into: Path) -> Path:
     """Unpack a .zip archive to `into/<its name>`, whole or not at all; what is there already is left as it is.
 
     Raises:
-      InputError: not a .zip archive, or a damaged one.
+      InputError: not a .zip archive, a damaged or encrypted one, or one packed by an unusual method.
     """
     folder = into / archive.stem
     if folder.is_dir():
         return folder
     into.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{archive.stem}.partial", dir=into))
+    # Hidden, for `into` may lie among what is read, and what a killed process leaves is not all of the archive.
+    partial = Path(tempfile.mkdtemp(prefix=f".{archive.stem}.partial", dir=into))
     try:
         with _opened(archive) as file:
             file.extractall(partial)
@@ -84,6 +83,8 @@ def _opened(archive: Path) -> Iterator[zipfile.ZipFile]:
             yield file
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{archive} is no whole .zip archive: {error}; download it again") from error
+    except RuntimeError as error:  # encrypted, or packed by a method that Python does not know
+        raise InputError(f"{archive} cannot be unpacked here: {error}; unpack it by another program") from error
 
 
 def _is_image(name: PurePosixPath) -> bool:

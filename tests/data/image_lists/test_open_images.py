@@ -210,6 +210,7 @@ def test_tables_that_are_refused(tmp_path: Path) -> None:
     refused("file\ns3://a/1.png\n", "s3://a/1.png is an address")
     refused("file,file\n1.png,1.png\n", "two columns 'file'")
     refused("file,id\n1.png\n", "not a readable CSV")
+    refused("file,id\n1.png,a\n1.png, \n", "row 2 has no id")
     refused("file,id\n1.png,a\n1.png,a\n", "ids must be unique; there more than once: a")
     pq.write_table(pa.table({"image": [{"bytes": b"x"}]}), tmp_path / "t.parquet")
     with pytest.raises(InputError, match=r"column 'image' holds struct.*, no paths"):
@@ -256,6 +257,26 @@ def test_webdataset_samples(tmp_path: Path) -> None:
         "text": [None, None, "grün", None, None],
     }
     assert images.notes == (f"2 files in {tmp_path / 'cells.tar'} are not taken for images: 1 .txt, 1 .mask.png.",)
+
+
+def test_links_in_a_tar_are_not_lost_without_a_word(tmp_path: Path) -> None:
+    """As `tar` writes a folder whose files are linked from elsewhere, or twice."""
+    write(tmp_path, "a.png", "b.png")
+    (tmp_path / "soft.png").symlink_to("a.png")
+    os.link(tmp_path / "b.png", tmp_path / f"hard{'_' * 120}.png")
+    (tmp_path / "text").symlink_to("a.png")
+    with tarfile.open(tmp_path / "cells.tar", "w") as archive:
+        for path in sorted(tmp_path.iterdir()):
+            if path.name != "cells.tar":
+                archive.add(path, path.name)
+    with tarfile.open(tmp_path / "links.tar", "w") as archive:
+        archive.add(tmp_path / "soft.png", "soft.png")
+    images = open_images(tmp_path / "cells.tar")
+    assert ids(images) == ["a.png", "b.png"]
+    told = "links (tar --dereference --hard-dereference writes the files themselves)"
+    assert images.notes == (f"2 files in {tmp_path / 'cells.tar'} are not taken for images: 2 {told}.",)
+    with pytest.raises(InputError, match=r"no image in .*links\.tar: .*there are only: 1 links \(tar --dereference"):
+        open_images(tmp_path / "links.tar")
 
 
 def test_shards_by_numbers_and_by_pattern(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Sets that are folders of images: Matek-19, Acevedo-20, Raabin-WBC, MLL23 and the private ones."""
 
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -218,3 +220,42 @@ def test_broken_zip_and_rar(tmp_path: Path) -> None:
     (tmp_path / "rar/Train.rar").write_bytes(b"Rar!")
     with pytest.raises(InputError, match=r"Train.rar is packed: unpack it first; only .zip"):
         find_set("raabin_wbc").read(tmp_path / "rar", unpack_to=tmp_path / "unpacked")
+
+
+def test_what_a_killed_unpacking_left_is_not_taken_for_the_archive(
+    tmp_path: Path, draw: Draw, pack: Callable[[Path, Path], Path], labels_of: Labels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ACEVEDO:
+        draw(tmp_path / "made" / name)
+    archive = pack(tmp_path / "made", tmp_path / "downloads/PBC_dataset_normal_DIB.zip")
+    unpack_to = archive.parent / "unpacked"
+
+    def killed(file: zipfile.ZipFile, into: Path) -> None:
+        file.extract(next(name for name in file.namelist() if name.endswith(".jpg")), into)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "extractall", killed)
+        patch.setattr(shutil, "rmtree", lambda folder: None)  # which nobody calls in a process that is killed
+        with pytest.raises(KeyboardInterrupt):
+            find_set("acevedo20").read(archive.parent, unpack_to=unpack_to)
+    assert len(list(unpack_to.rglob("*.jpg"))) == 1
+    assert labels_of(find_set("acevedo20").read(archive.parent, unpack_to=unpack_to)) == ACEVEDO
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "reason"), [(8, 1, "is encrypted"), (10, 9, "compression method is not supported")]
+)
+def test_zip_that_python_cannot_unpack(
+    tmp_path: Path, draw: Draw, pack: Callable[[Path, Path], Path], place: int, value: int, reason: str
+) -> None:
+    """Place and value: of a field in the archive's directory, and two bytes before in a member's own header."""
+    draw(tmp_path / "made/TestB/Lymphocyte/95-9-3-1_14_1.jpg")
+    archive = pack(tmp_path / "made", tmp_path / "downloads/TestB.zip")
+    data = bytearray(archive.read_bytes())
+    for beginning, field in ((b"PK\1\2", place), (b"PK\3\4", place - 2)):
+        data[data.rindex(beginning) + field] = value
+    archive.write_bytes(data)
+    with pytest.raises(InputError, match=rf"TestB.zip cannot be unpacked here: .*{reason}.*; unpack it by another"):
+        find_set("raabin_wbc").read(archive.parent, unpack_to=tmp_path / "unpacked")
+    assert not list((tmp_path / "unpacked").iterdir())

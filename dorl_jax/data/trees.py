@@ -93,7 +93,7 @@ def walk(folder: Path, without: Path | None = None) -> Iterator[Path]:
     Raises:
       InputError: a folder that cannot be read.
     """
-    above: dict[str, tuple[tuple[int, int], ...]] = {str(folder): (_identity(folder),)}
+    above: dict[str, tuple[tuple[int, int], ...]] = {str(folder): (folder_identity(folder),)}
     for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         own = above.pop(place)
         followed = []
@@ -101,7 +101,7 @@ def walk(folder: Path, without: Path | None = None) -> Iterator[Path]:
             inner = Path(place, name)
             if is_hidden(name) or inner == without or is_page(inner):
                 continue
-            if (identity := _identity(inner)) not in own:
+            if (identity := folder_identity(inner)) not in own:
                 above[str(inner)] = (*own, identity)
                 followed.append(name)
         folders[:] = followed
@@ -110,8 +110,9 @@ def walk(folder: Path, without: Path | None = None) -> Iterator[Path]:
                 yield Path(place, name)
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
+def folder_identity(folder: str | Path) -> tuple[int, int]:
+    """What is the same for a folder and the links to it."""
+    status = os.stat(folder)
     return status.st_dev, status.st_ino
 
 

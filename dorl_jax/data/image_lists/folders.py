@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dorl_jax.data.image_lists.packed import ImageList
 from dorl_jax.data.sources import source_text
-from dorl_jax.data.trees import SUFFIXES, is_hidden, is_page
+from dorl_jax.data.trees import SUFFIXES, folder_identity, is_hidden, is_page
 from dorl_jax.errors import InputError, name_some
 
 _DIGITS = re.compile(r"[0-9]+")
@@ -28,7 +28,7 @@ def folder_images(folder: Path) -> ImageList:
     """
     others: Counter[str] = Counter()
     masks: list[str] = []
-    ids = list(_walk(folder, "", (_identity(folder),), others, masks))
+    ids = list(_walk(folder, "", (folder_identity(folder),), others, masks))
     if not ids:
         packed = " (give archives by their names or a pattern)" if {".tar", ".zip"} & set(others) else ""
         raise InputError(f"no image in {folder}: looked for {', '.join(SUFFIXES)}; {what_there_is(others)}{packed}")
@@ -97,12 +97,7 @@ def _walk(
             continue
         if is_page(folder / inside / name):
             continue
-        identity = _identity(folder / inside / name)
+        identity = folder_identity(folder / inside / name)
         # A link to a folder that it lies in.
         if identity not in above:
             yield from _walk(folder, f"{inside}{name}/", (*above, identity), others, masks)
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino

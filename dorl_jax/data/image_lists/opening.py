@@ -21,7 +21,7 @@ from dorl_jax.data.image_lists.laboratories import laboratory_images
 from dorl_jax.data.image_lists.packed import ImageList, join
 from dorl_jax.data.image_lists.tables import table_images, text_images
 from dorl_jax.data.laboratory import holds_laboratories, open_laboratories
-from dorl_jax.data.trees import SUFFIXES
+from dorl_jax.data.trees import SUFFIXES, folder_identity
 from dorl_jax.errors import InputError, suggest
 
 _TABLES = (".csv", ".tsv", ".parquet")
@@ -187,7 +187,7 @@ def _choices(inside: str) -> list[str]:
 def _matching(pattern: Path) -> list[Path]:
     """What a pattern with wildcards matches: its images; else tables and archives; else folders."""
     # Text as long as it can be: there may be a million.
-    matches = sorted(glob.iglob(str(pattern), recursive=True))
+    matches = sorted(_not_in_circles(glob.iglob(str(pattern), recursive=True), str(_fixed_part(pattern))))
     matches.sort(key=naturally)
     files = [match for match in matches if os.path.isfile(match)]
     chosen = [file for file in files if is_image(file)]
@@ -204,6 +204,21 @@ def _matching(pattern: Path) -> list[Path]:
         others = Counter(kind_of(os.path.basename(file)) for file in files)
         raise InputError(f"no image matches {pattern}: looked for {', '.join(SUFFIXES)}; {what_there_is(others)}")
     return [Path(path) for path in chosen]
+
+
+def _not_in_circles(matches: Iterator[str], base: str) -> Iterator[str]:
+    """What does not lie behind a link to a folder that the link lies in, which "**" follows some forty times."""
+    # Folder -> it and those above it up to `base`; None behind such a link.
+    above: dict[str, tuple[tuple[int, int], ...] | None] = {}
+
+    def way_to(folder: str) -> tuple[tuple[int, int], ...] | None:
+        if folder not in above:
+            way = way_to(os.path.dirname(folder)) if len(folder) > len(base) else ()
+            identity = folder_identity(folder)
+            above[folder] = None if way is None or identity in way else (*way, identity)
+        return above[folder]
+
+    return (match for match in matches if way_to(os.path.dirname(match)) is not None)
 
 
 def _number_in(folder: Path) -> str:

@@ -102,6 +102,9 @@ def test_links_are_followed_but_not_round_in_circles(tmp_path: Path) -> None:
     (here / "there").symlink_to(tmp_path / "there")
     (here / "again").symlink_to(here)
     assert ids(open_images(here)) == ["0.png", "there/1.png"]
+    assert ids(open_images(f"{here}/**/*.png")) == ["0.png", "there/1.png"]
+    # A folder that is named is read, be it a link.
+    assert ids(open_images(f"{here}/again/*.png")) == ["0.png"]
 
 
 def test_masks_beside_images_are_not_images(tmp_path: Path) -> None:

@@ -105,6 +105,22 @@ def test_one_wrong_tensor(change, message):
         convert_cae(state_dict, heads=2)
 
 
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [(None, "how many attention heads an autoencoder of width 16 has: give heads"), (3, "3 heads do not divide")]
+    + [(count, f"16 wide, which {count} heads do not divide") for count in (0, -2)],
+)
+def test_heads_are_not_guessed(heads, message):
+    with pytest.raises(InputError, match=message):
+        convert_cae(small_cae(), heads=heads)
+
+
+def test_an_autoencoder_without_norms():
+    tensors = {name: value for name, value in small_cae().items() if "norm" not in name}
+    with pytest.raises(InputError, match="not a state dict of DoRL's autoencoder: no norms"):
+        convert_cae(tensors, heads=2)
+
+
 def test_a_lora_file_needs_lora():
     with pytest.raises(InputError, match="no tensor named w_a_NNN"):
         convert_lora_sam(small_sam(), {"mask_decoder.iou_token.weight": np.zeros((1, 48), np.float32)}, image_size=32)

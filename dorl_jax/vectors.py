@@ -120,8 +120,8 @@ def read_vectors(path: Path) -> Vectors:
     Cells without a vector are left out and named in `left_out`.
 
     Raises:
-      InputError: no such file, no Parquet, no column `id` of strings or `vector` of lists of one length, a repeated id,
-        a vector that is not finite, or no vector at all.
+      InputError: no such file, no Parquet, two columns of one name, no column `id` of strings or `vector` of lists of
+        one length, a repeated id, a vector that is not finite, or no vector at all.
     """
     path = Path(path)
     if not path.is_file():
@@ -139,6 +139,9 @@ def from_table(table: pa.Table, name: str) -> Vectors:
     missing = [column for column in ("id", "vector") if column not in table.column_names]
     if missing:
         raise InputError(f"{name} lacks the column {name_some(missing)}: it is no file of vectors")
+    if len(set(table.column_names)) < len(table.column_names):
+        twice = dict.fromkeys(column for column in table.column_names if table.column_names.count(column) > 1)
+        raise InputError(f"{name} has more than one column {name_some(map(repr, twice))}: rename or drop one")
     vectors = _of_one_length(table.column("vector"), name)
     there = ~vectors.is_null().to_numpy()
     columns = table.drop_columns(["vector"])
@@ -166,6 +169,8 @@ def _of_one_length(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     if pa.types.is_fixed_size_list(kind):
         return column
     lengths = pc.unique(pc.drop_null(pc.list_value_length(column))).to_pylist()
+    if lengths == [0]:
+        raise InputError(f"{name}: column 'vector' holds empty lists")
     if len(lengths) > 1:
         raise InputError(f"{name}: column 'vector' must hold lists of one length, not of {name_some(sorted(lengths))}")
     return column.cast(pa.list_(kind.value_type, lengths[0] if lengths else 1))

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from dorl_jax.errors import InputError
 from dorl_jax.models import Cae, CaeConfig
+from dorl_jax.models.variants import VARIANTS
 from weights_conversion.key_map import Rule, load, module_rules, norm_rules, unload
 from weights_conversion.layouts import CONV_TRANSPOSE, UNBATCHED, UNBATCHED_SECOND
 from weights_conversion.report import Row
@@ -55,7 +56,7 @@ CAE_RULES = (
     *module_rules("decoder.Linear", "projector"),
 )
 
-_HEADS = {768: 12, 1024: 16, 1280: 16}
+_HEADS = {config.width: config.heads for config in map(CaeConfig.preset, VARIANTS)}
 
 
 def convert_cae(
@@ -70,13 +71,13 @@ def convert_cae(
 
     Args:
       state_dict: path or mapping (see `open_state_dict`); a common prefix "module." or "cae." is dropped.
-      heads: attention heads, which no tensor shows; by default as in the SAM of that width, else one for 64 channels.
+      heads: attention heads, which no tensor shows; needed where the width is that of no variant (see `CaeConfig`).
       mesh: devices to spread the parameters over (see `parallel.parameter_sharding`); None for the default device.
       dtype: of the model's arithmetic; its parameters are fp32.
       report: gets a row for every tensor (see `report.format_report`).
 
     Raises:
-      InputError: not such a state dict.
+      InputError: not such a state dict; heads that are not known, or do not divide the width.
     """
     source = drop_prefix(open_state_dict(state_dict), "cae.")
     config = _read_config(source, heads)
@@ -84,7 +85,16 @@ def convert_cae(
 
 
 def export_cae(model: Cae, *, report: list[Row] | None = None) -> dict[str, np.ndarray]:
-    """The state dict of a `Cae`, for the original PyTorch code: `convert_cae` backwards, to the last bit."""
+    """The state dict of a `Cae`, for the original PyTorch code: `convert_cae` backwards, to the last bit.
+
+    Raises:
+      InputError: the model standardises features, or has a pixel encoder, which the original has no place for.
+    """
+    if model.config.feature_mean:
+        raise InputError(
+            "this autoencoder standardises the channels of its features, which the original code does not: there its "
+            "weights would give other vectors. Train one with train_cae.standardise = false"
+        )
     return unload(model, CAE_RULES, report=report)
 
 
@@ -94,6 +104,8 @@ def _read_config(source: Tensors, heads: int | None) -> CaeConfig:
 
     tokens = shape("encoder.pos_embedding", 3)[0]
     width = common_length(source, r"encoder\..*norm\d?\.(weight|bias)")
+    if not width:
+        raise InputError("not a state dict of DoRL's autoencoder: no norms, such as encoder.layer_norm.weight")
     grid = math.isqrt(tokens)
     if grid**2 != tokens:
         raise InputError(f"encoder.pos_embedding has {tokens} tokens, which is no square grid")
@@ -103,7 +115,16 @@ def _read_config(source: Tensors, heads: int | None) -> CaeConfig:
         grid=grid,
         encoder_depth=count_parts(source, r"encoder\.transformer\.(\d+)\."),
         decoder_depth=count_parts(source, r"decoder\.transformer\.(\d+)\."),
-        heads=heads or _HEADS.get(width) or max(1, width // 64),
+        heads=_heads(width, heads),
         projection=shape("decoder.Linear.bias", 1)[0],
         head_channels=(channels[0], channels[1], channels[2], channels[3]),
     )
+
+
+def _heads(width: int, heads: int | None) -> int:
+    found = _HEADS.get(width) if heads is None else heads
+    if found is None:
+        raise InputError(f"no tensor shows how many attention heads an autoencoder of width {width} has: give heads")
+    if found < 1 or width % found:
+        raise InputError(f"the autoencoder is {width} wide, which {found} heads do not divide: give other heads")
+    return found

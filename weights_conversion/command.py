@@ -10,7 +10,17 @@ import jax
 from flax import nnx
 
 from dorl_jax.errors import InputError
-from dorl_jax.models import Cae, ConvAutoencoder, LoraSam, Sam
+from dorl_jax.models import (
+    DORL_PIXEL_MEAN,
+    DORL_PIXEL_STD,
+    SAM_PIXEL_MEAN,
+    SAM_PIXEL_STD,
+    Cae,
+    ConvAutoencoder,
+    LoraSam,
+    Sam,
+    SamConfig,
+)
 from dorl_jax.models.sam import ImageSize
 from dorl_jax.training.checkpoints import load_any_model, save_model
 from weights_conversion.cae import convert_cae, export_cae
@@ -32,6 +42,11 @@ examples:
   dorl-jax convert runs/mine/finetune_sam/model --to lora.pth --sam-to sam.pth
   dorl-jax convert runs/mine/train_cae/model --to cae.mdl
 """
+
+
+# Options that say what a SAM checkpoint, and a LoRA file, shall become; of a model folder that is settled.
+_FOR_CHECKPOINTS = ("lora", "variant", "image_size", "decoder_heads")
+_FOR_LORA = ("rank", "blocks")
 
 
 def add_parser(commands: Any) -> None:
@@ -67,7 +82,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--blocks", type=_numbers, metavar="I,J,...", help="blocks a LoRA file of only some belongs to")
     parser.add_argument("--decoder-heads", type=int, help="attention heads of SAM's mask decoder, if not 8")
     parser.add_argument("--heads", type=int, help="attention heads of an autoencoder, if not those of its SAM")
-    parser.add_argument("--names", choices=NAMES, default=NAMES[0], help="of the tensors of a SAM that is written")
+    parser.add_argument(
+        "--names", choices=NAMES, help=f"of the tensors of a SAM that is written to a file; default: {NAMES[0]}"
+    )
     parser.add_argument("--merge", action="store_true", help="write a LoRA-SAM as one SAM checkpoint, LoRA merged in")
     parser.add_argument(
         "--sam-to", type=Path, metavar="OUT", help="file for the SAM that a LoRA file, written to --to, belongs to"
@@ -83,25 +100,44 @@ def run(options: argparse.Namespace) -> None:
     """
     if options.to is None and not options.check:
         raise InputError("say where to write with --to OUT, or only look with --check")
-    for path in (options.to, options.sam_to):
-        if path is not None and path.exists() and not options.overwrite:
-            raise InputError(f"{path} exists already: choose another, or say --overwrite")
+    into_file = options.to is not None and options.to.suffix in WRITTEN
+    _check_places(options, into_file)
     rows: list[Row] = []
     from_folder = (options.source / "model.json").is_file()
+    if from_folder:
+        _refuse(options, (*_FOR_CHECKPOINTS, *_FOR_LORA, "heads"), f"the model folder {options.source}")
     model = load_any_model(options.source) if from_folder else _convert(options, rows)
     print(f"{options.source}: {_describe(model)}")
-    into_file = options.to is not None and options.to.suffix in WRITTEN
     if into_file or (options.to is None and from_folder):
         _export(model, options, rows)
     elif options.to is not None:
-        if options.sam_to or options.merge:
-            raise InputError(f"--sam-to and --merge are for files, but {options.to} is a folder")
         save_model(options.to, model)
     if options.check:
         print(format_report(rows))
     for path in (options.to, options.sam_to):
         if path is not None:
             print(f"wrote {path}")
+
+
+def _check_places(options: argparse.Namespace, into_file: bool) -> None:
+    """Refuse what could not be written, before anything is read."""
+    if options.sam_to is not None and options.to is None:
+        raise InputError("--sam-to is for the SAM of a LoRA file: say where that goes, too, with --to FILE")
+    if options.to is not None and not into_file and (options.sam_to or options.merge or options.names):
+        raise InputError(f"--sam-to, --merge and --names are for files, but {options.to} is a folder")
+    if options.sam_to is not None and options.sam_to.suffix not in WRITTEN:
+        raise InputError(f"--sam-to {options.sam_to}: expected a name that ends in {', '.join(WRITTEN)}")
+    if options.sam_to is not None and options.sam_to.absolute() == options.to.absolute():
+        raise InputError(f"--to and --sam-to are both {options.to}: the LoRA file and its SAM are two files")
+    for path, file in ((options.to, into_file), (options.sam_to, True)):
+        if path is None or not path.exists():
+            continue
+        if file and path.is_dir():
+            raise InputError(f"{path} is a folder, but its name is that of a file: choose another")
+        if not file and not path.is_dir():
+            raise InputError(f"{path} is a file, and would be a folder: choose another, or end it in {WRITTEN[0]}")
+        if not options.overwrite:
+            raise InputError(f"{path} exists already: choose another, or say --overwrite")
 
 
 def _convert(options: argparse.Namespace, rows: list[Row]) -> nnx.Module:
@@ -129,31 +165,54 @@ def _convert(options: argparse.Namespace, rows: list[Row]) -> nnx.Module:
 
 
 def _refuse_unused(options: argparse.Namespace, kind: str) -> None:
-    for_sam = ("lora", "variant", "image_size", "decoder_heads")
-    unused = for_sam if kind != "sam" else () if options.lora else ("rank", "blocks")
+    unused = _FOR_CHECKPOINTS if kind != "sam" else ()
+    unused = unused if options.lora else (*unused, *_FOR_LORA)
     unused = (*unused, "heads") if kind != "cae" else unused
-    for name in unused:
+    _refuse(options, unused, f"what {options.source} holds")
+
+
+def _refuse(options: argparse.Namespace, names: Sequence[str], what: str) -> None:
+    for name in names:
         if getattr(options, name) is not None:
-            raise InputError(f"--{name.replace('_', '-')} is not for what {options.source} holds: leave it out")
+            raise InputError(f"--{name.replace('_', '-')} is not for {what}: leave it out")
 
 
 def _export(model: nnx.Module, options: argparse.Namespace, rows: list[Row]) -> None:
-    if options.sam_to is not None and (options.merge or not isinstance(model, LoraSam)):
+    into_lora = isinstance(model, LoraSam) and not options.merge and model.config.encoder.lora is not None
+    if options.sam_to is not None and not into_lora:
         raise InputError("--sam-to goes with a LoRA file, which is written for a LoRA-SAM without --merge")
-    if isinstance(model, LoraSam) and not options.merge and model.config.encoder.lora is not None:
+    if options.merge and not isinstance(model, LoraSam):
+        raise InputError(f"--merge is for a LoRA-SAM, not for a {type(model).__name__}: leave it out")
+    if options.names and (into_lora or not isinstance(model, Sam | LoraSam)):
+        raise InputError("--names is for a SAM; LoRA files and autoencoders have one set of names: leave it out")
+    names = options.names or NAMES[0]
+    if isinstance(model, LoraSam) and into_lora:
         sam, tensors = export_lora_sam(model, report=rows)
         if options.sam_to is not None:
             write_state_dict(sam, options.sam_to)
     elif isinstance(model, LoraSam):
-        tensors = export_sam(model.merge().sam, options.names, report=rows)
+        tensors = export_sam(model.merge().sam, names, report=rows)
     elif isinstance(model, Sam):
-        tensors = export_sam(model, options.names, report=rows)
+        tensors = export_sam(model, names, report=rows)
     elif isinstance(model, Cae):
         tensors = export_cae(model, report=rows)
     elif isinstance(model, ConvAutoencoder):
         tensors = export_conv_autoencoder(model, report=rows)
     if options.to is not None:
         write_state_dict(tensors, options.to)
+    if isinstance(model, Sam | LoraSam):
+        _tell_statistics(model.config, into_lora=into_lora)
+
+
+def _tell_statistics(config: SamConfig, *, into_lora: bool) -> None:
+    """Say what no checkpoint holds, where the code that reads it would take something else."""
+    usual = (DORL_PIXEL_MEAN, DORL_PIXEL_STD) if into_lora else (SAM_PIXEL_MEAN, SAM_PIXEL_STD)
+    for name, values, theirs in zip(("mean", "std"), (config.pixel_mean, config.pixel_std), usual, strict=True):
+        if values != theirs:
+            listed = ", ".join(f"{value:.6g}" for value in values)
+            print(f"not in the file: pixel_{name} = ({listed}), which the code that reads it has to be given")
+    if config.light != "as_is":
+        print(f"not in the file: the light of images is changed first (light = {config.light!r})")
 
 
 def _describe(model: nnx.Module) -> str:

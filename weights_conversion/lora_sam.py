@@ -148,6 +148,9 @@ def _read_lora(tuned: Tensors, depth: int, rank: int | None, blocks: Sequence[in
     found = ranks.most_common(1)[0][0]
     if rank is not None and rank != found:
         raise InputError(f"the LoRA file is of rank {found}, not {rank}: leave the rank out, or give another file")
+    if blocks is not None and (len(set(blocks)) < len(blocks) or not set(blocks) <= set(range(depth))):
+        listed = ", ".join(map(str, blocks))
+        raise InputError(f"blocks are counted from 0 to {depth - 1} here, each named once, not {listed}")
     numbers = {int(match[2]) for match in matrices.values()}
     if blocks is None and numbers == set(range(len(numbers))) and len(numbers) < 2 * depth:
         raise InputError(

@@ -49,7 +49,7 @@ def read_sam_config(
     hidden = common_length(source, r"prompt_encoder\.mask_downscaling\.(3\.bias|4\.weight|4\.bias)") or 16
     shape = replace(_read_decoder(source, encoder.out_channels), **decoder)
     inner = encoder.out_channels // shape.downsample
-    if inner % shape.heads:
+    if shape.heads < 1 or inner % shape.heads:
         raise InputError(
             f"the mask decoder's attention is {inner} wide, which {shape.heads} heads do not divide: give decoder_heads"
         )

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ StateDict = str | os.PathLike[str] | Mapping[str, Any]
 TORCH_SUFFIXES = (".pth", ".pt", ".mdl", ".bin")
 # What a folder from the Hugging Face hub holds, the first of these that is there.
 _IN_FOLDERS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# What `torch.load` raises where bytes of a file are wrong or missing.
+_OF_DAMAGED_FILES = (
+    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
+    AssertionError, struct.error,
+)  # fmt: skip
 _SAFETENSORS_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64"}
 
 
@@ -115,10 +121,13 @@ def count_parts(names: Iterable[str], pattern: str) -> int:
     return max((number + 1 for number, count in found.items() if 2 * count >= whole), default=0)
 
 
-def _from_mapping(named: Mapping[str, Any]) -> Tensors:
+def _from_mapping(named: Mapping[Any, Any]) -> Tensors:
     for wrapper in ("state_dict", "model"):
         if isinstance(named.get(wrapper), Mapping):
             named = named[wrapper]
+    for name in named:
+        if not isinstance(name, str):
+            raise InputError(f"{name!r} in the state dict is no name: it is {type(name).__name__}, expected text")
     return {name: _tensor(name, value) for name, value in named.items()}
 
 
@@ -128,7 +137,7 @@ def _tensor(name: str, value: Any) -> Tensor:
     if hasattr(value, "detach"):  # a PyTorch tensor
         return Tensor(tuple(value.shape), str(value.dtype).removeprefix("torch."), partial(_from_torch, name, value))
     array = value if hasattr(value, "dtype") and hasattr(value, "shape") else np.asarray(value)
-    if array.dtype == object or not isinstance(name, str):
+    if array.dtype == object:
         raise InputError(f"{name!r} in the state dict is not an array but {type(value).__name__}")
     return Tensor(tuple(array.shape), str(array.dtype), lambda: np.asarray(array))
 
@@ -203,7 +212,7 @@ def _read_safetensor(path: Path, name: str, kind: str) -> np.ndarray:
         return file.get_tensor(name)
 
 
-def _load_torch(path: Path) -> Mapping[str, Any]:
+def _load_torch(path: Path) -> Mapping[Any, Any]:
     try:
         import torch
     except ImportError as error:
@@ -212,9 +221,21 @@ def _load_torch(path: Path) -> Mapping[str, Any]:
         ) from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path} is not a checkpoint of tensors alone: {first_line}") from error
+    except _OF_DAMAGED_FILES as error:
+        raise InputError(f"{path} {_why_unread(path, error)}") from error
     if not isinstance(loaded, Mapping):
         raise InputError(f"{path} holds a {type(loaded).__name__}, not a state dict")
     return loaded
+
+
+def _why_unread(path: Path, error: Exception) -> str:
+    """What is wrong with a file that PyTorch refuses: its own words advise to unpickle it all the same."""
+    with path.open("rb") as file:
+        beginning = file.read(2)
+    if not beginning.startswith((b"PK", b"\x80")):
+        return "is no file that torch.save wrote, perhaps a page that came in its place: download it again"
+    if not isinstance(error, pickle.UnpicklingError):
+        return "is not whole, or no file that torch.save wrote: download or copy it again"
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    what = f": it names {found[1]}, which would be run" if found else ""
+    return f"is not a checkpoint of tensors alone{what}. Save the state dict by itself, with PyTorch"

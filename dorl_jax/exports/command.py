@@ -45,7 +45,10 @@ def run(options: argparse.Namespace) -> None:
       InputError: bad input, a suffix that says nothing, or a package that is not installed.
     """
     to: Path = options.to
+    _check_place(options.source, to)
     if to.suffix == ".jaxexport":
+        if options.most is not None:
+            raise InputError(f"--most is for vectors, and {to.name} is a model: leave it out")
         from dorl_jax.exports.program import export_run
 
         print(f"{to}: {export_run(options.source, to)}")
@@ -58,6 +61,17 @@ def run(options: argparse.Namespace) -> None:
     write(chosen, to)
     left_out = f"; {len(vectors.left_out)} have no vector" if vectors.left_out else ""
     print(f"{to}: {len(chosen)} cells, vectors of {chosen.values.shape[1]}{left_out}")
+
+
+def _check_place(source: Path, to: Path) -> None:
+    if to.exists() and source.exists() and to.samefile(source):
+        raise InputError(
+            f"--to {to} is what is read: cells without a vector, and more, would be lost; name another file"
+        )
+    if to.suffix and to.is_dir():
+        raise InputError(f"--to {to} is a folder, but its name is that of a file: name another")
+    if not to.suffix and to.is_file():
+        raise InputError(f"--to {to} is a file, and would be a folder: name another")
 
 
 def sample(vectors: Vectors, most: int, seed: int = 0) -> Vectors:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from dorl_jax.errors import InputError
+from dorl_jax.exports.names import distinct_names
 from dorl_jax.files import replacing
 from dorl_jax.vectors import Vectors
 
@@ -14,7 +15,8 @@ def write_duckdb(vectors: Vectors, path: Path) -> None:
     """The table `cells`, `vector` as FLOAT[d], and the table `provenance` of one row, `json`.
 
     DuckDB reads the Parquet file itself, but Parquet knows no lists of fixed length: what it reads are FLOAT[], which
-    `array_distance` and its vector index refuse. Here the cast is done, once.
+    `array_distance` and its vector index refuse. Here the cast is done, once. DuckDB does not tell `ID` from `id`: of
+    columns that differ in case alone the later ones get a number behind their names.
 
     Raises:
       InputError: the package duckdb is not installed.
@@ -27,8 +29,8 @@ def write_duckdb(vectors: Vectors, path: Path) -> None:
         ) from error
     width = vectors.values.shape[1]
     arrays = pa.FixedSizeListArray.from_arrays(pa.array(vectors.values.reshape(-1)), width)
-    names = vectors.columns.column_names
-    rows = vectors.columns.append_column("vector", arrays)
+    names = distinct_names(vectors.columns.column_names, ("vector",))
+    rows = vectors.columns.rename_columns(names).append_column("vector", arrays)
     with replacing(path) as partial:
         partial.unlink(missing_ok=True)
         with duckdb.connect(str(partial)) as database:

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import export
 
 from dorl_jax.files import replacing
-from dorl_jax.models import Cae, LoraSam
+from dorl_jax.models import Cae, CaeConfig, LoraSam
 from dorl_jax.models.lora import Unmerged, has_lora, is_merged
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -34,12 +34,18 @@ def export_run(run: Path, path: Path) -> str:
     from dorl_jax.dorl import DoRL
 
     dorl = DoRL.load(run)
-    write_program(dorl.lora_sam, dorl.cae, path, zoom=dorl.zoom, provenance=dorl.provenance)
+    write_program(dorl.lora_sam, dorl.cae, path, zoom=dorl.zoom, parity=dorl.parity, provenance=dorl.provenance)
     return f"images (b, {dorl.side}, {dorl.side}, 3) to vectors (b, {dorl.width}), for {', '.join(PLATFORMS)}"
 
 
 def write_program(
-    segmenter: LoraSam, cae: Cae, path: Path, *, zoom: float = 0.0, provenance: Mapping[str, Any] | None = None
+    segmenter: LoraSam,
+    cae: Cae,
+    path: Path,
+    *,
+    zoom: float = 0.0,
+    parity: bool = False,
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a zip archive, not compressed, that `numpy.load` opens.
 
@@ -57,7 +63,7 @@ def write_program(
       segmenter: merged, or without LoRA.
       cae: for its features.
       path: of the file.
-      zoom: see `dorl_jax.data.cut.cut_cells`.
+      zoom, parity: see `dorl_jax.data.cut.cut_cells`.
       provenance: plain values, put into the header.
 
     Raises:
@@ -94,6 +100,8 @@ def write_program(
             "resize": segmenter.config.resize,
             "light": segmenter.config.light,
             "zoom": zoom,
+            "parity": parity,
+            "crop": CaeConfig(grid=segmenter.config.encoder.grid[0]).image_size,
         },
         "provenance": dict(provenance or {}),
         "jax": jax.__version__,

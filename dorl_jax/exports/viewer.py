@@ -65,10 +65,11 @@ def write_viewer(vectors: Vectors, path: Path, workers: int = 0) -> None:
 
 
 def principal_plane(values: Float32[np.ndarray, "n d"]) -> Float32[np.ndarray, "n 2"]:
-    """The first two principal components; 0 where there are fewer."""
+    """The first two principal components; 0 where there are fewer, as of vectors that are all the same."""
     places = np.zeros((len(values), 2), np.float32)
     most = min(2, *values.shape)
-    places[:, :most] = PCA(most, svd_solver="covariance_eigh").fit_transform(values)
+    if (values != values[0]).any():
+        places[:, :most] = PCA(most, svd_solver="covariance_eigh").fit_transform(values)
     return places
 
 

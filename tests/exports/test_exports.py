@@ -2,6 +2,7 @@
 
 import csv
 import json
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from dorl_jax.cli import main
 from dorl_jax.exports import projector
+from dorl_jax.exports.names import distinct_names
 from dorl_jax.vectors import read_vectors
 
 
@@ -48,6 +50,8 @@ def test_bad_vectors_are_named(vectors_file, tmp_path: Path, capsys) -> None:
     refused(table.set_column(5, "vector", pa.array([1.0] * 5)), "must hold lists of numbers")
     refused(table.set_column(5, "vector", pa.array([[1.0], [2.0, 3.0]] * 2 + [[1.0]])), "of one length, not of 1, 2")
     refused(table.set_column(0, "id", pa.array(["a", "b", "c", "d", "a"])), "the id 'a' stands on more than one row")
+    refused(table.append_column("size", pa.array([1] * 5)), "has more than one column 'size'")
+    refused(table.set_column(5, "vector", pa.array([[]] * 5, pa.list_(pa.float32()))), "holds empty lists")
     not_finite = pa.array([None, [0.0], [np.nan], [1.0], [2.0]], pa.list_(pa.float32(), 1))
     refused(table.set_column(5, "vector", not_finite), "hold NaN or infinity: 'cell-2'")
     refused(table.set_column(5, "vector", pa.nulls(5, pa.list_(pa.float32(), 4))), "not one of 5 cells")
@@ -72,9 +76,46 @@ def test_numpy(vectors_file, tmp_path: Path) -> None:
         assert arrays["empty"].tolist() == [True, False, False, False]
 
 
-def test_a_matrix_and_its_table(vectors_file, tmp_path: Path) -> None:
+def test_numpy_columns_of_any_name(vectors_file, tmp_path: Path, capsys) -> None:
+    path = vectors_file(file=list("abcde"), allow_pickle=[1, 2, 3, 4, 5], **{"": list("vwxyz")})
+    export(path, tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as arrays:
+        assert arrays["file"].tolist() == ["a", "b", "c", "e"]
+        assert arrays["allow_pickle"].tolist() == [1, 2, 3, 5]
+        assert arrays[""].tolist() == ["v", "w", "x", "z"]
+        np.testing.assert_array_equal(arrays["vector"], true_values(path))
+    path = vectors_file(number=pa.array([2**60 + 1, None, 3, 4, 5]))
+    assert main(["export", str(path), "--to", str(tmp_path / "more.npz")]) == 2
+    assert "column 'number' lacks some values" in capsys.readouterr().err
+
+
+def test_nothing_that_was_there_is_lost(vectors_file, tmp_path: Path, capsys) -> None:
+    def refused(source: Path, to: Path, message: str) -> None:
+        assert main(["export", str(source), "--to", str(to)]) == 2
+        assert message in capsys.readouterr().err
+
     path = vectors_file()
+    before = path.read_bytes()
+    refused(path, path, "is what is read")
+    (tmp_path / "link.parquet").symlink_to(path)
+    refused(path, tmp_path / "link.parquet", "is what is read")
+    assert path.read_bytes() == before
+    (tmp_path / "cells.csv").write_text("mine")
+    refused(path, tmp_path / "cells.npy", "cells.csv, where the columns would go, is there already")
+    assert (tmp_path / "cells.csv").read_text() == "mine"
+    refused(path, tmp_path / "cells.csv", "'.csv' is none of")
+    (tmp_path / "notes").write_text("mine")
+    refused(path, tmp_path / "notes", "notes is a file, and would be a folder")
+    (tmp_path / "old.npz").mkdir()
+    refused(path, tmp_path / "old.npz", "is a folder, but its name is that of a file")
+    assert main(["export", str(tmp_path), "--to", str(tmp_path / "x.jaxexport"), "--most", "3"]) == 2
+    assert "--most is for vectors" in capsys.readouterr().err
+
+
+def test_a_matrix_and_its_table(vectors_file, tmp_path: Path) -> None:
+    path = vectors_file(bytes=[b"\xff"] * 5)
     export(path, tmp_path / "out.npy")
+    export(path, tmp_path / "out.npy")  # again, over the old ones
     matrix = np.load(tmp_path / "out.npy")
     assert matrix.flags.c_contiguous
     assert matrix.dtype == np.float32
@@ -87,7 +128,8 @@ def test_a_matrix_and_its_table(vectors_file, tmp_path: Path) -> None:
 
 def test_anndata(vectors_file, tmp_path: Path) -> None:
     anndata = pytest.importorskip("anndata", reason="needs anndata: pip install 'dorl-jax[anndata]'")
-    path = vectors_file(nested=[[1, 2]] * 5)
+    odd = {"a/b": list("abcde"), "a": [1, 2, 3, 4, 5], "_index": [5, 4, 3, 2, 1], "bytes": [b"\0"] * 5}
+    path = vectors_file(nested=[[1, 2]] * 5, day=[date(2026, 1, day) for day in range(1, 6)], **odd)
     export(path, tmp_path / "out.h5ad")
     cells = anndata.read_h5ad(tmp_path / "out.h5ad")
     np.testing.assert_array_equal(cells.obsm["X_dorl"], true_values(path))
@@ -97,7 +139,11 @@ def test_anndata(vectors_file, tmp_path: Path) -> None:
     assert cells.obs["label"].cat.categories.tolist() == ["monocyte"]
     assert cells.obs["empty"].tolist() == [True, False, False, False]
     assert json.loads(cells.uns["dorl_jax"]) == {"weights": "abc", "zoom": 1.25}
-    assert "nested" not in cells.obs
+    assert cells.obs["day"].tolist() == ["2026-01-01", "2026-01-02", "2026-01-03", "2026-01-05"]
+    assert cells.obs["a_b"].tolist() == ["a", "b", "c", "e"]
+    assert cells.obs["a"].tolist() == [1, 2, 3, 5]
+    assert cells.obs["_index_1"].tolist() == [5, 4, 3, 1]
+    assert not {"nested", "bytes"} & set(cells.obs)
 
 
 def test_duckdb_measures_distances(vectors_file, tmp_path: Path) -> None:
@@ -118,6 +164,37 @@ def test_duckdb_measures_distances(vectors_file, tmp_path: Path) -> None:
     assert [row[0] for row in found] == ids[order].tolist()
     np.testing.assert_allclose([row[1] for row in found], distances[order], rtol=1e-6, atol=1e-6)
     assert {row[0]: row[3] for row in found} == {"cell-0": "a", "cell-1": "b", "cell-2": "c", "cell-4": "e"}
+
+
+def test_duckdb_columns_that_differ_in_case(vectors_file, tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb", reason="needs duckdb: pip install 'dorl-jax[duckdb]'")
+    path = vectors_file(
+        **{"ID": [1, 2, 3, 4, 5], "Label": list("abcde"), "Vector": list("vwxyz"), "": [6, 7, 8, 9, 10]}
+    )
+    export(path, tmp_path / "out.duckdb")
+    with duckdb.connect(str(tmp_path / "out.duckdb"), read_only=True) as database:
+        found = database.execute('SELECT id, "ID_1", label, "Label_1", "Vector_1", "column" FROM cells').fetchall()
+    assert found[0] == ("cell-0", 1, "monocyte", "a", "v", 6)
+    assert found[3] == ("cell-4", 5, "monocyte", "e", "z", 10)
+
+
+def test_distinct_names() -> None:
+    assert distinct_names(["ID", "id", "Label", "label", "label_1", "Vector"], ("vector",)) == [
+        "ID_1", "id", "Label", "label_1", "label_1_1", "Vector_1",
+    ]  # fmt: skip
+    assert distinct_names(["ID", "id", "", "column"], ("vector",), str) == ["ID", "id", "column", "column_1"]
+
+
+def test_vectors_that_are_all_the_same(vectors_file, tmp_path: Path) -> None:
+    """They have no principal components; a single one neither."""
+    for path in (vectors_file(1, failed=()), vectors_file(4, failed=())):
+        table = pq.read_table(path)
+        same = pa.array([table["vector"][0].as_py()] * len(table), pa.list_(pa.float32(), 4))
+        pq.write_table(table.set_column(5, "vector", same), path)
+        export(path, tmp_path / "viewer.parquet")
+        assert pq.read_table(tmp_path / "viewer.parquet").select(["x", "y"]).to_pylist() == [{"x": 0, "y": 0}] * len(
+            same
+        )
 
 
 def test_projector(vectors_file, tmp_path: Path, monkeypatch, capsys) -> None:

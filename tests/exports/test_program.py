@@ -137,27 +137,41 @@ def test_a_run_is_exported(symbols, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
-def test_two_functions_with_the_cut_between(symbols, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("parity", "resize"), [(False, "bilinear"), (True, "cv2_bilinear")])
+def test_two_functions_with_the_cut_between(symbols, tmp_path: Path, parity: bool, resize: str) -> None:
     """Images of any size, a window, and a vector of all that it can be made of."""
     config = replace(
         CAE, vector=("cls", "tokens", "features", "pixels", "regions", "size"), pixel_channels=(8, 16), pixel_size=16
     )
     dorl = DoRL.load(write_small_run(tmp_path / "run", cae=config))
-    dorl.lora_sam.config = replace(dorl.lora_sam.config, light="white_patch")
+    dorl.lora_sam.config = replace(dorl.lora_sam.config, light="white_patch", resize=resize)
+    dorl.parity = parity
     path = tmp_path / "model.jaxexport"
-    write_program(dorl.lora_sam, dorl.cae, path, zoom=dorl.zoom)
+    write_program(dorl.lora_sam, dorl.cae, path, zoom=dorl.zoom, parity=parity)
     rng = np.random.default_rng(2)
     images = [rng.integers(0, 256, (40 + 7 * place, 60 - 5 * place, 3), np.uint8) for place in range(4)]
     expected = dorl.embed(images, batch_size=4)
     header, functions = load(path)
     assert header["functions"]["vector"] == ["windows", "foreground", "crops", "areas"]
     assert header["inputs"]["areas"] == "float32 (b)"
-    images = [in_light(image, header["preprocessing"]["light"]) for image in images]
-    margins = functions["margin"](np.stack([resize_image(image, 32) for image in images]))
-    cut = cut_cells(images, margins, dorl.cae.config.image_size, 4, zoom=header["preprocessing"]["zoom"], view_size=32)
+    how = header["preprocessing"]
+    assert (how["parity"], how["resize"], how["crop"]) == (parity, resize, dorl.cae.config.image_size)
+    images = [in_light(image, how["light"]) for image in images]
+    margins = functions["margin"](np.stack([resize_image(image, 32, how["resize"]) for image in images]))
+    cut = cut_cells(
+        images,
+        margins,
+        how["crop"],
+        4,
+        parity=how["parity"],
+        zoom=how["zoom"],
+        view_size=32,
+        resize=how["resize"],
+    )
     assert not cut.empty.all()
     found = functions["vector"](cut.views, cut.foreground, cut.crops, cut.areas)
     assert found.shape == (4, 24 + 48 + 48 + 16 + REGION_NUMBERS + SIZE_NUMBERS)
     learned = 24 + 48 + 48 + 16
-    for part in (np.s_[:, :learned], np.s_[:, learned:]):
-        np.testing.assert_allclose(found[part], expected[part], atol=1e-5 * np.abs(expected[part]).max())
+    # Of noise the nucleus is grains, and in Hu's moments of these large numbers cancel.
+    for part, within in ((np.s_[:, :learned], 1e-5), (np.s_[:, learned:], 1e-4)):
+        np.testing.assert_allclose(found[part], expected[part], atol=within * np.abs(expected[part]).max())

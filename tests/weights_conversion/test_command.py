@@ -80,7 +80,8 @@ def test_autoencoders(tmp_path):
             tmp_path / f"{type(model).__name__}{end}" for end in (".safetensors", "", "2.safetensors")
         )
         save_file(export(model), file)
-        assert convert(file, "--to", folder) == 0
+        heads = ("--heads", 1) if isinstance(model, Cae) else ()
+        assert convert(file, *heads, "--to", folder) == 0
         assert load_model(folder, type(model)).config == model.config
         assert convert(folder, "--to", back) == 0
         assert_same_tensors(read_state_dict(back), export(model))
@@ -100,17 +101,46 @@ def test_a_check_writes_nothing(sam, tmp_path, capsys):
         (["--check", "--rank", "4"], "--rank is not for what .*sam.safetensors holds: leave it out"),
         (["--check", "--heads", "4"], "--heads is not for what"),
         (["--to", "sam.safetensors"], "sam.safetensors exists already: choose another, or say --overwrite"),
-        (["--to", "out", "--merge"], "--sam-to and --merge are for files, but out is a folder"),
+        (["--to", "out", "--merge"], "--sam-to, --merge and --names are for files, but out is a folder"),
+        (["--to", "out", "--names", "official"], "--sam-to, --merge and --names are for files"),
         (["--to", "out.pth", "--sam-to", "b.pth"], "--sam-to goes with a LoRA file"),
+        (["--to", "out.pth", "--merge"], "--merge is for a LoRA-SAM, not for a Sam"),
+        (["--check", "--sam-to", "b.pth"], "say where that goes, too, with --to FILE"),
+        (["--to", "out.pth", "--sam-to", "out.pth"], "--to and --sam-to are both out.pth"),
+        (["--to", "out.pth", "--sam-to", "b.npz"], "--sam-to b.npz: expected a name that ends in .safetensors"),
+        (["--to", "notes", "--overwrite"], "notes is a file, and would be a folder"),
+        (["--to", "a.pth", "--overwrite"], "a.pth is a folder, but its name is that of a file"),
         (["--check", "--lora", "none.pth"], "no checkpoint at none.pth"),
     ],
 )
 def test_options_that_cannot_be(arguments, message, sam, monkeypatch, capsys):
     monkeypatch.chdir(sam.parent)
+    (sam.parent / "notes").write_text("mine")
+    (sam.parent / "a.pth").mkdir()
     assert convert("sam.safetensors", *arguments) == 2
+    assert sorted(path.name for path in sam.parent.iterdir()) == ["a.pth", "notes", "sam.safetensors"]
     said = capsys.readouterr().err
     assert said.startswith("dorl-jax: ")
     assert re.search(message, said), said
+
+
+def test_what_a_model_folder_is_cannot_be_said_again(sam, lora, tmp_path, capsys):
+    assert convert(sam, "--to", tmp_path / "model") == 0
+    for name, value in {"--image-size": 64, "--lora": lora, "--variant": "vit_b", "--rank": 2, "--heads": 2}.items():
+        assert convert(tmp_path / "model", name, value, "--to", tmp_path / "out.safetensors") == 2
+        assert f"{name} is not for the model folder {tmp_path / 'model'}: leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_what_no_file_holds_is_told(sam, lora, tmp_path, capsys):
+    assert convert(sam, "--lora", lora, "--to", tmp_path / "lora_too.safetensors") == 0
+    assert "not in the file" not in capsys.readouterr().out  # DoRL's own statistics, which its code has
+    assert convert(sam, "--lora", lora, "--to", tmp_path / "merged.safetensors", "--merge") == 0
+    said = capsys.readouterr().out
+    assert "not in the file: pixel_mean = (215.032, 187.759, 200.467)" in said
+    assert "not in the file: pixel_std = (41.3047, 56.9191, 21.9522)" in said
+    assert convert(sam, "--to", tmp_path / "sam_too.safetensors") == 0
+    assert "not in the file" not in capsys.readouterr().out
 
 
 def test_other_files(lora, tmp_path, capsys):

@@ -10,7 +10,8 @@ from golden import cae_state_dict, lora_state_dict, sam_state_dict
 from small_sam import SMALL, assert_same_tensors, lora_sam, small_lora, small_sam
 
 from dorl_jax.errors import InputError
-from dorl_jax.models import LoraConfig
+from dorl_jax.models import Cae, CaeConfig, LoraConfig
+from dorl_jax.models.abstract import abstract_model
 from weights_conversion import (
     convert_cae,
     convert_lora_sam,
@@ -81,6 +82,19 @@ def test_official_sizes(golden):
 def test_autoencoder(golden):
     source = cae_state_dict(golden)
     assert_same_tensors(export_cae(convert_cae(source)), source)
+
+
+def test_the_heads_of_an_autoencoder():
+    """No tensor shows them: other ones would give other vectors from the same weights."""
+    small = {"grid": 3, "encoder_depth": 0, "decoder_depth": 0, "head_channels": (8, 6, 4, 3)}
+    config = dataclasses.replace(CaeConfig.tiny(), **small)
+    assert convert_cae(export_cae(Cae(config, rngs=nnx.Rngs(0)))).config == config
+
+
+def test_an_autoencoder_that_standardises_is_not_written():
+    config = dataclasses.replace(CaeConfig.tiny(), feature_mean=(0.5,) * 192, feature_std=(2.0,) * 192)
+    with pytest.raises(InputError, match=r"Train one with train_cae.standardise = false"):
+        export_cae(abstract_model(lambda rngs: Cae(config, rngs=rngs)))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -1,15 +1,16 @@
 """A state dict that does not match is refused, and the message says where."""
 
 import pickle
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from golden import rule_made
 from safetensors.numpy import save_file
-from small_sam import small_sam
+from small_sam import small_lora, small_sam
 
 from dorl_jax.errors import InputError
-from weights_conversion import convert_cae, convert_lora_sam, read_state_dict
+from weights_conversion import convert_cae, convert_lora_sam, convert_sam, read_state_dict
 
 WIDTH, TOKENS = 16, 9
 
@@ -105,9 +106,37 @@ def test_one_wrong_tensor(change, message):
         convert_cae(state_dict, heads=2)
 
 
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [(None, "how many attention heads an autoencoder of width 16 has: give heads"), (3, "3 heads do not divide")]
+    + [(count, f"16 wide, which {count} heads do not divide") for count in (0, -2)],
+)
+def test_heads_are_not_guessed(heads, message):
+    with pytest.raises(InputError, match=message):
+        convert_cae(small_cae(), heads=heads)
+
+
+def test_an_autoencoder_without_norms():
+    tensors = {name: value for name, value in small_cae().items() if "norm" not in name}
+    with pytest.raises(InputError, match="not a state dict of DoRL's autoencoder: no norms"):
+        convert_cae(tensors, heads=2)
+
+
 def test_a_lora_file_needs_lora():
     with pytest.raises(InputError, match="no tensor named w_a_NNN"):
         convert_lora_sam(small_sam(), {"mask_decoder.iou_token.weight": np.zeros((1, 48), np.float32)}, image_size=32)
+
+
+@pytest.mark.parametrize("blocks", [(1, 9), (1, 1), (-1, 2)])
+def test_blocks_of_a_lora_file(blocks):
+    with pytest.raises(InputError, match=f"counted from 0 to 3 here, each named once, not {blocks[0]}, {blocks[1]}"):
+        convert_lora_sam(small_sam(), small_lora(blocks=2), image_size=32, blocks=blocks)
+
+
+@pytest.mark.parametrize("heads", [0, -4, 5])
+def test_heads_of_the_mask_decoder(heads):
+    with pytest.raises(InputError, match=f"24 wide, which {heads} heads do not divide: give decoder_heads"):
+        convert_sam(small_sam(), decoder_heads=heads)
 
 
 def test_safetensors(tmp_path):
@@ -134,6 +163,9 @@ def test_pth(tmp_path):
     for stored in (tensors, {"state_dict": tensors}, {"model": tensors}):
         torch.save(stored, tmp_path / "cae.mdl")
         np.testing.assert_array_equal(encode(tmp_path / "cae.mdl"), encode(small_cae()))
+    torch.save({1: torch.zeros(3)}, tmp_path / "numbers.pth")
+    with pytest.raises(InputError, match="1 in the state dict is no name: it is int, expected text"):
+        read_state_dict(tmp_path / "numbers.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(InputError, match="holds a list, not a state dict"):
         read_state_dict(tmp_path / "list.pth")
@@ -153,6 +185,28 @@ def test_nothing_but_tensors_is_unpickled(tmp_path):
     torch.save({"encoder.cls_token": Malicious(str(mark))}, tmp_path / "a.pth")
     (tmp_path / "b.pth").write_bytes(pickle.dumps(Malicious(str(mark)), protocol=2))
     for name in ("a.pth", "b.pth"):
-        with pytest.raises(InputError, match=f"{name} is not a checkpoint of tensors alone"):
+        with pytest.raises(InputError, match=rf"{name} is not a checkpoint of tensors alone: it names \w+.open"):
             read_state_dict(tmp_path / name)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pth_that_is_not_whole(tmp_path, zipped):
+    """PyTorch's own words would have the user unpickle a broken download."""
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'dorl-jax[convert]'")
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    whole = (tmp_path / "a.pth").read_bytes()
+    for text, message in (
+        (whole[:-9], "is not whole"),
+        (whole[: len(whole) // 2], "is not whole"),
+        (b"<!DOCTYPE html><html>", "is no file that torch.save wrote, perhaps a page"),
+        (b"version https://git-lfs.github.com/spec/v1", "is no file that torch.save wrote"),
+        (b"", "is no file that torch.save wrote"),
+    ):
+        (tmp_path / "b.pth").write_bytes(text)
+        with pytest.raises(InputError, match=f"b.pth {message}"):
+            read_state_dict(tmp_path / "b.pth")
+    for place in range(20, 400, 10):  # a byte on the way
+        (tmp_path / "b.pth").write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        with suppress(InputError):
+            read_state_dict(tmp_path / "b.pth")

@@ -33,8 +33,8 @@ class MetricsFile:
     def append(self, step: int, values: Mapping[str, float]) -> None:
         """Add a row; the first row fixes the columns.
 
-        A run that goes on, on other devices for instance, may measure something else: columns are added for it then, and
-        what it does not measure stays empty.
+        A run that goes on, on other devices for instance, may measure something else: columns are added for it then,
+        and what it does not measure stays empty.
 
         Raises:
           ValueError: the values have other names than those of the first row of this run.

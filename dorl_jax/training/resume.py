@@ -94,8 +94,8 @@ class TrainingCheckpoints:
         except Exception as error:  # of a torn array Orbax raises nothing more special
             reason = " ".join(str(error).split())[:300]
             raise InputError(
-                f"the checkpoint {self._folder / str(step)} is damaged ({reason}): remove it, and the same command goes "
-                "on from the one before"
+                f"the checkpoint {self._folder / str(step)} is damaged ({reason}): remove it, and the same command "
+                "goes on from the one before"
             ) from error
 
     def save(self, step: int, state: Any, values: Any, *, best: bool = False) -> None:

@@ -91,8 +91,8 @@ def train_as_set(
       mode: whether the greatest or the least of `settings.select` is best.
 
     Raises:
-      InputError, Interrupted: see `loop.train`; a pattern of `settings.freeze` that matches nothing, or parts of a batch
-        that are not equal.
+      InputError, Interrupted: see `loop.train`; a pattern of `settings.freeze` that matches nothing, or parts of a
+        batch that are not equal.
     """
     if settings.batch_size % settings.accumulate:
         raise InputError(

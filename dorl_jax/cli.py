@@ -35,7 +35,8 @@ _FILE_ONLY = "file_only"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `dorl-jax`.
 
-    Returns the exit status: 0, 2 for bad input or a file that cannot be read or written, 130 or 143 where it was stopped.
+    Returns the exit status: 0, 2 for bad input or a file that cannot be read or written, 130 or 143 where it was
+    stopped.
     """
     options = _parser().parse_args(arguments)
     try:

@@ -37,6 +37,18 @@ def test_a_folder_that_cannot_be_written(tmp_path, prepare, capsys):
     assert "Traceback" not in message
 
 
+def test_what_cannot_be_removed_is_not_taken_for_new(tmp_path, prepare, capsys, monkeypatch):
+    assert main(prepare) == 0
+
+    def rmtree(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("shutil.rmtree", rmtree)
+    assert main([*prepare, "--redo", "prepare"]) == 2
+    assert f"Permission denied: '{tmp_path / 'run' / 'data'}'" in capsys.readouterr().err
+
+
 def test_the_log_says_why_a_run_ended(tmp_path, prepare, capsys, monkeypatch):
     assert main(prepare) == 0
     capsys.readouterr()

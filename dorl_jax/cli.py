@@ -95,6 +95,12 @@ def _run_stages(options: argparse.Namespace) -> None:
         raise InputError("give --config FILE, --run FOLDER, or both")
     folder = options.run or Path("runs") / Path(source).stem
     settings = config.load(RunSettings, source, overrides)
+    names = [stage.name for stage in STAGES]
+    if options.stage != "run" and options.redo in names[: names.index(options.stage)]:
+        raise InputError(
+            f"--redo {options.redo} would remove what {options.stage} needs: say dorl-jax run --redo {options.redo}, or "
+            f"do {options.redo} first"
+        )
     quiet = options.quiet or not is_main()
     with ExitStack() as stack:
         # Of several processes the first holds it for all; before it, nothing in the folder is touched.

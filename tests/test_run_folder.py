@@ -37,6 +37,14 @@ def test_a_folder_that_cannot_be_written(tmp_path, prepare, capsys):
     assert "Traceback" not in message
 
 
+def test_what_a_stage_needs_is_not_removed_first(tmp_path, prepare, capsys):
+    assert main(prepare) == 0
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["extract", *prepare[1:], "--redo", "prepare"]) == 2
+    assert "--redo prepare would remove what extract needs" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_what_cannot_be_removed_is_not_taken_for_new(tmp_path, prepare, capsys, monkeypatch):
     assert main(prepare) == 0
 

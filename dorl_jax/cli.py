@@ -98,8 +98,8 @@ def _run_stages(options: argparse.Namespace) -> None:
     names = [stage.name for stage in STAGES]
     if options.stage != "run" and options.redo in names[: names.index(options.stage)]:
         raise InputError(
-            f"--redo {options.redo} would remove what {options.stage} needs: say dorl-jax run --redo {options.redo}, or "
-            f"do {options.redo} first"
+            f"--redo {options.redo} would remove what {options.stage} needs: say dorl-jax run --redo {options.redo} "
+            f"or do {options.redo} first"
         )
     quiet = options.quiet or not is_main()
     with ExitStack() as stack:

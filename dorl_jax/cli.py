@@ -8,7 +8,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -21,16 +21,23 @@ from dorl_jax import __version__, config, data_command, judge_command, neighbour
 from dorl_jax.embedding import command as embed_command
 from dorl_jax.errors import InputError
 from dorl_jax.exports import command as export_command
-from dorl_jax.parallel import initialise, is_main
+from dorl_jax.locks import locked
+from dorl_jax.parallel import done_by_main, initialise, is_main
 from dorl_jax.stages.run import STAGES, RunSettings, Stage, open_run, run_stages
 from dorl_jax.training.stopping import Interrupted
 from weights_conversion import command
 
 logger = logging.getLogger("dorl_jax")
+# Of a log record that is not for the screen.
+_FILE_ONLY = "file_only"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `dorl-jax`; returns the exit status: 0, 2 for bad input, 130 or 143 where it was stopped."""
+    """Entry point of `dorl-jax`.
+
+    Returns the exit status: 0, 2 for bad input or a file that cannot be read or written, 130 or 143 where it was
+    stopped.
+    """
     options = _parser().parse_args(arguments)
     try:
         if options.stage == "convert":
@@ -58,6 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"dorl-jax: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        # Of the system, which names the file: a full disk, a folder that cannot be written.
+        print(
+            f"dorl-jax: {error}: what was finished is kept; once this is mended, the same command goes on",
+            file=sys.stderr,
+        )
+        return 2
     except Interrupted as stop:
         print(f"dorl-jax: {stop}", file=sys.stderr)
         return 128 + signal.SIGTERM
@@ -81,12 +95,27 @@ def _run_stages(options: argparse.Namespace) -> None:
         raise InputError("give --config FILE, --run FOLDER, or both")
     folder = options.run or Path("runs") / Path(source).stem
     settings = config.load(RunSettings, source, overrides)
-    run = open_run(folder, settings, redo=options.redo, progress=not options.quiet)
+    names = [stage.name for stage in STAGES]
+    if options.stage != "run" and options.redo in names[: names.index(options.stage)]:
+        raise InputError(
+            f"--redo {options.redo} would remove what {options.stage} needs: say dorl-jax run --redo {options.redo} "
+            f"or do {options.redo} first"
+        )
     quiet = options.quiet or not is_main()
-    _log_to(run.folder / ("log.txt" if is_main() else f"log_{jax.process_index()}.txt"), quiet=quiet)
-    # the redirection keeps log lines apart from bars, but forgets the level; without bars it is not needed
-    with nullcontext() if quiet else logging_redirect_tqdm([logger]):
-        run_stages(run, None if options.stage == "run" else [options.stage])
+    with ExitStack() as stack:
+        # Of several processes the first holds it for all; before it, nothing in the folder is touched.
+        done_by_main(lambda: stack.enter_context(locked(folder / "writing.lock")))
+        _log_to(folder / ("log.txt" if is_main() else f"log_{jax.process_index()}.txt"), quiet=quiet)
+        try:
+            run = open_run(folder, settings, redo=options.redo, progress=not options.quiet)
+            # the redirection keeps log lines apart from bars, but forgets the level; without bars it is not needed
+            with nullcontext() if quiet else logging_redirect_tqdm([logger]):
+                run_stages(run, None if options.stage == "run" else [options.stage])
+        except Exception as error:
+            # The screen is told by `main`, or by Python.
+            unforeseen = not isinstance(error, InputError | Interrupted)
+            logger.error("%s", error, exc_info=unforeseen, extra={_FILE_ONLY: True})
+            raise
     if not is_main():
         return
     table = run.folder / "evaluation" / "table.md"
@@ -220,6 +249,7 @@ def _log_to(path: Path | None, *, quiet: bool) -> None:
     to_screen = logging.StreamHandler()
     to_screen.setLevel(logging.WARNING if quiet else logging.INFO)
     to_screen.setFormatter(logging.Formatter("%(message)s"))
+    to_screen.addFilter(lambda record: not hasattr(record, _FILE_ONLY))
     logger.addHandler(to_screen)
     if path is not None:
         to_file = logging.FileHandler(path)

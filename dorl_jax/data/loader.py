@@ -1,5 +1,6 @@
 """Batches for the stages: deterministic, restorable, split over processes, prepared by worker processes (Grain)."""
 
+import signal
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -448,7 +449,13 @@ def _ahead(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
     # Small arrays go with the message: a piece of shared memory costs more than their copy.
     options = grain.experimental.DatasetOptions(min_shm_size=_LEAST_SHARED)
     dataset = grain.experimental.WithOptionsIterDataset(batches.to_iter_dataset(read), options)
-    return iter(dataset.mp_prefetch(processes, start_worker))
+    return iter(dataset.mp_prefetch(processes, _start_reader))
+
+
+def _start_reader(index: int, count: int) -> None:
+    """See `start_worker`. Ctrl-C, which a terminal sends to all of its processes, is for the one that closes this."""
+    start_worker(index, count)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _own(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

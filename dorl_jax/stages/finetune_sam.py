@@ -249,7 +249,10 @@ def split_masked(cells: Sequence[Cell], share: float, seed: int, *, least: int =
 
 def _make_model(settings: FinetuneSettings, cells: Sequence[Cell]) -> LoraSam:
     image_size = settings.image_size or (112 if settings.variant == "tiny" else 224)
-    config = SamConfig.preset(settings.variant, image_size)
+    try:
+        config = SamConfig.preset(settings.variant, image_size)
+    except ValueError as error:
+        raise InputError(f"finetune_sam.image_size = {image_size}: {error}") from error
     if settings.pixel_statistics == "data":
         mean, std = pixel_statistics(cells, image_size, settings.resize, settings.light)
     elif settings.pixel_statistics == "sam":

@@ -289,7 +289,9 @@ def _forget(folder: Path, stages: Sequence[Stage]) -> None:
     for stage in stages:
         _state_file(folder, stage).unlink(missing_ok=True)
     for stage in stages:
-        shutil.rmtree(folder / stage.folder, ignore_errors=True)
+        # What cannot be removed would be gone on with, and taken for what was asked for anew.
+        if (folder / stage.folder).exists():
+            shutil.rmtree(folder / stage.folder)
 
 
 def _refuse_other_settings(run: Run, stages: Sequence[Stage]) -> None:

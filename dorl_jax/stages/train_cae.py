@@ -117,6 +117,11 @@ def train_cae(
         raise InputError("train_cae.whole_batches are of what train_cae.balance names: set that to 'laboratory'")
     if not 0 <= settings.reconstruct <= settings.batch_size:
         raise InputError(f"train_cae.reconstruct = {settings.reconstruct} of a batch of {settings.batch_size} cells")
+    if settings.reconstruct % settings.accumulate:
+        raise InputError(
+            f"train_cae.reconstruct = {settings.reconstruct} cells are not shared evenly by the train_cae.accumulate = "
+            f"{settings.accumulate} parts of a batch: take a multiple"
+        )
     config = replace(
         CaeConfig.preset(settings.variant),
         grid=grid,
@@ -137,6 +142,8 @@ def train_cae(
     training, selecting = _split(manifest.cells, seen, settings.validation, settings.seed)
     if settings.select and not selecting:
         raise InputError("train_cae.select needs cells that do not train: set train_cae.validation above 0")
+    if not training:
+        raise InputError(f"train_cae.validation = {settings.validation} leaves no cell to train on")
     cells = [manifest.cells[place] for place in training]
     number = {laboratory: index for index, laboratory in enumerate(laboratories)}
     model = Cae(config, rngs=nnx.Rngs(settings.seed))
@@ -168,7 +175,14 @@ def train_cae(
         train_as_set(
             model,
             nnx.Param,
-            cae_objective(config, len(number), settings.pixel_weight, settings.reconstruct, _contrast(settings)),
+            # The parts of a batch have its first cells in equal shares.
+            cae_objective(
+                config,
+                len(number),
+                settings.pixel_weight,
+                settings.reconstruct // settings.accumulate,
+                _contrast(settings),
+            ),
             batches,
             settings,
             out,
@@ -205,7 +219,8 @@ def cae_objective(
     Args:
       config: of the model.
       num_domains, pixel_weight: see `losses.cae_loss`.
-      reconstruct: the first so many cells of the batch are reconstructed; 0 for all.
+      reconstruct: the first so many cells of the batch, or of the part that is computed at a time, are reconstructed; 0
+        for all.
       contrast: between two views, or None.
     """
 

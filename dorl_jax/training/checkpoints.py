@@ -83,7 +83,8 @@ def load_model(folder: Path, kind: type[M]) -> M:
       kind: its class.
 
     Raises:
-      InputError: no such model, or of another kind; its weights do not fit, and the message lists both differences.
+      InputError: no such model, or of another kind; its weights are damaged, or do not fit, and the message lists both
+        differences.
     """
     found, config = read_description(folder)
     if found != kind.__name__:
@@ -112,7 +113,7 @@ def read_description(folder: Path) -> tuple[str, Any]:
         if kind not in MODELS:
             raise InputError(f"{path} describes a {kind}, expected one of {', '.join(MODELS)}")
         return kind, msgspec.convert(described["config"], MODELS[kind].config)
-    except (json.JSONDecodeError, KeyError, TypeError, msgspec.ValidationError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, msgspec.ValidationError) as error:
         raise InputError(f"{path} does not describe a model: {error!r}") from error
 
 
@@ -124,9 +125,21 @@ def _load(folder: Path, make: Callable[[nnx.Rngs], Any]) -> Any:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _pure(state))
     with _alone() as checkpointer:
-        _compare(weights, _shapes(checkpointer.metadata(weights).item_metadata.tree), _shapes(expected))
-        nnx.replace_by_pure_dict(state, checkpointer.restore(weights, expected))
+        # None where its files cannot be made sense of.
+        found = checkpointer.metadata(weights).item_metadata
+        if found is None:
+            raise _damaged(weights, "files are missing or cut short")
+        _compare(weights, _shapes(found.tree), _shapes(expected))
+        try:
+            restored = checkpointer.restore(weights, expected)
+        except Exception as error:  # of a torn array Orbax raises nothing more special
+            raise _damaged(weights, " ".join(str(error).split())[:300]) from error
+    nnx.replace_by_pure_dict(state, restored)
     return nnx.merge(graph, state)
+
+
+def _damaged(weights: Path, reason: str) -> InputError:
+    return InputError(f"the weights in {weights} are damaged ({reason}): copy the model again, or make it anew")
 
 
 def _alone() -> ocp.StandardCheckpointer:

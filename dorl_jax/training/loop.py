@@ -102,6 +102,7 @@ class _Progress:
     best: float | None = None
     stale: int = 0
     ended: bool = False
+    least: float | None = None
 
     def judge(self, numbers: Mapping[str, float], settings: LoopSettings) -> bool:
         """Take the numbers of a look at the model; whether they are the best so far."""
@@ -190,20 +191,21 @@ def train(
         if is_main():
             trackers = open_trackers(folder, first, name=name, settings=signature or {}, wandb=wandb)
         rates = np.asarray(jax.vmap(schedule)(jnp.arange(settings.steps)))
-        watch = LossWatch(name, settings.divergence, ids)
+        watch = LossWatch(name, settings.divergence, ids, known.least)
 
         def look(done: int) -> bool:
             """Observe the model, and judge it; whether it is the best so far."""
             if observe is None:
                 return False
             shown = observe(nnx.merge(graph, _result(state), rest))
+            watch.look(done, shown.numbers, checkpoints.newest())
             trackers.validated(done, shown.numbers)
             for title, picture in shown.pictures.items():
                 trackers.picture(done, title, picture)
             return known.judge(shown.numbers, settings)
 
         def save(done: int, best: bool) -> None:
-            known.data = batches.get_state()
+            known.data, known.least = batches.get_state(), watch.least
             checkpoints.save(done, state, vars(known), best=best)
 
         images, since = 0, time.perf_counter()
@@ -232,10 +234,12 @@ def train(
                     images, since = 0, time.perf_counter()
                 if known.ended:
                     logger.info("%s: ends behind step %d: no better %s since", name, done, settings.select)
-                    break
-                if asked and not last:
+                # Also while the last look and checkpoint took their time: no step follows to be stopped behind.
+                if asked or ((last or known.ended) and stop.asked):
                     checkpoints.wait()
                     raise Interrupted(f"{name}: stopped behind step {done}, which was saved; the same command goes on")
+                if known.ended:
+                    break
         checkpoints.wait()
         chosen = checkpoints.best_step()
         if chosen is not None:

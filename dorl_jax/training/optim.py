@@ -9,8 +9,9 @@ from jaxtyping import Array
 
 
 def warmup_cosine(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear from 0 to `peak` over the warm-up, then cosine to 0 at `total_steps`."""
-    warmup_steps = min(warmup_steps, max(1, total_steps // 2))  # a short run still reaches its peak
+    """Linear from 0 to `peak` over the warm-up, then cosine to 0 at `total_steps`; a single step is at the peak."""
+    # A short run still reaches its peak.
+    warmup_steps = min(warmup_steps, max(1, total_steps // 2), total_steps - 1)
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, total_steps)
 
 

@@ -73,12 +73,12 @@ class TrainingCheckpoints:
           step: of which step; None for the newest. None is returned if there is none.
 
         Raises:
-          InputError: it is of a training with another signature; the message names the differences.
+          InputError: it is of a training with another signature; the message names the differences. Or it is damaged.
         """
         step = self._manager.latest_step() if step is None else step
         if step is None:
             return None
-        beside = self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+        beside = self._read(step, "progress", ocp.args.JsonRestore())
         changed = _differences(beside["signature"], self._signature)
         if changed:
             raise InputError(
@@ -86,8 +86,17 @@ class TrainingCheckpoints:
                 "Remove the folder to train anew, or give the training another one"
             )
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(state))
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
-        return _typed(restored["state"], state), beside["values"]
+        return _typed(self._read(step, "state", ocp.args.StandardRestore(target)), state), beside["values"]
+
+    def _read(self, step: int, item: str, how: ocp.args.CheckpointArgs) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+        except Exception as error:  # of a torn array Orbax raises nothing more special
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"the checkpoint {self._folder / str(step)} is damaged ({reason}): remove it, and the same command "
+                "goes on from the one before"
+            ) from error
 
     def save(self, step: int, state: Any, values: Any, *, best: bool = False) -> None:
         """Begin to write a state; the one before is on disk when this returns.

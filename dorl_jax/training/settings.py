@@ -8,6 +8,7 @@ from typing import Any, Literal
 from flax import nnx
 
 from dorl_jax.config import Settings, as_tree, setting
+from dorl_jax.errors import InputError
 from dorl_jax.models.compute import set_compute
 from dorl_jax.training.loop import BatchIterator, LoopSettings, Observation, train
 from dorl_jax.training.optim import adamw, make_schedule
@@ -90,8 +91,14 @@ def train_as_set(
       mode: whether the greatest or the least of `settings.select` is best.
 
     Raises:
-      InputError, Interrupted: see `loop.train`; a pattern of `settings.freeze` that matches nothing.
+      InputError, Interrupted: see `loop.train`; a pattern of `settings.freeze` that matches nothing, or parts of a
+        batch that are not equal.
     """
+    if settings.batch_size % settings.accumulate:
+        raise InputError(
+            f"a batch of batch_size = {settings.batch_size} cells cannot be computed in accumulate = "
+            f"{settings.accumulate} equal parts: take a divisor"
+        )
     left = freeze(model, trainable, settings.freeze)
     show_trained(model, left, out)
     epoch_steps = -(-len(ids) // settings.batch_size)

@@ -18,10 +18,13 @@ class StopRequest:
 
     With several processes they agree on the step behind which all of them stop (JAX's preemption service, which
     `jax.distributed` starts, listens then).
+
+    Attributes:
+      asked: whether the signal came; with several processes only `reached` tells.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self.asked = False
         self._before: Any = None
 
     def __enter__(self) -> "StopRequest":
@@ -40,7 +43,7 @@ class StopRequest:
         """Whether to stop behind this step; to be asked at every step by every process."""
         if jax.process_count() > 1:
             return bool(multihost_utils.reached_preemption_sync_point(step))
-        return self._asked
+        return self.asked
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self.asked = True

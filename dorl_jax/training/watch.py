@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -18,18 +18,21 @@ _AHEAD = 2
 class LossWatch:
     """Collects the losses of steps; they are fetched when they are wanted."""
 
-    def __init__(self, name: str, divergence: float = 0.0, ids: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, name: str, divergence: float = 0.0, ids: Sequence[str] | None = None, least: float | None = None
+    ) -> None:
         """Nothing seen yet.
 
         Args:
           name: of the training, for messages.
           divergence: a mean loss above this many times the least one so far is an error; 0 for never.
           ids: of the rows of the data, to name those of a broken step.
+          least: least mean loss before, of a training that goes on.
         """
         self._name, self._divergence, self._ids = name, divergence, ids
         self._waiting: deque[tuple[int, dict[str, Array], np.ndarray | None]] = deque()
         self._rows: list[dict[str, float]] = []
-        self._least = math.inf
+        self.least = least
 
     def add(self, step: int, losses: dict[str, Array], places: np.ndarray | None) -> None:
         """Take the losses of a step, and wait until few enough steps are under way.
@@ -74,11 +77,22 @@ class LossWatch:
         self.check(last_good)
         row = {name: float(np.mean([one[name] for one in self._rows])) for name in self._rows[0]}
         self._rows = []
-        if self._divergence and row["loss"] > self._divergence * self._least:
-            found = f"the loss, {row['loss']:.4g}, is over {self._divergence:g} times its least, {self._least:.4g}"
+        least = math.inf if self.least is None else self.least
+        if self._divergence and row["loss"] > self._divergence * least:
+            found = f"the loss, {row['loss']:.4g}, is over {self._divergence:g} times its least, {least:.4g}"
             raise self._stop(f"{found}, at step {step}", places, last_good)
-        self._least = min(self._least, row["loss"])
+        self.least = min(least, row["loss"])
         return row
+
+    def look(self, step: int, numbers: Mapping[str, float], last_good: Path | None) -> None:
+        """Look at what was observed of the model behind a step: the step itself may have broken it.
+
+        Raises:
+          InputError: a number is not finite; the message names the step and the checkpoint.
+        """
+        bad = [name for name, value in numbers.items() if not math.isfinite(value)]
+        if bad:
+            raise self._stop(f"{', '.join(bad)} of validation not finite behind step {step}", None, last_good)
 
     def _stop(self, what: str, places: np.ndarray | None, last_good: Path | None) -> InputError:
         names = [] if places is None else [int(place) for place in places]

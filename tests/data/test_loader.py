@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
@@ -373,3 +376,17 @@ def test_array_batches_refuse_lengths_that_differ() -> None:
         array_batches({"a": np.zeros(3)}, 2, seed=0, groups=[0, 0, 1, 1])
     with pytest.raises(InputError, match="no rows"):
         array_batches({"a": np.zeros(0)}, 2, seed=0)
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_not_for_the_workers() -> None:
+    """A terminal sends it to them, too; the process that they work for ends them."""
+    arrays = {"x": np.arange(40)}
+    with closing(array_batches(arrays, 4, seed=0, workers=1)) as ours, closing(array_batches(arrays, 4, seed=0)) as own:
+        np.testing.assert_array_equal(next(ours)["x"], next(own)["x"])
+        children = multiprocessing.active_children()
+        assert children
+        for child in children:
+            os.kill(child.pid, signal.SIGINT)
+        for _ in range(20):
+            np.testing.assert_array_equal(next(ours)["x"], next(own)["x"])

@@ -111,6 +111,10 @@ def test_choices_that_cannot_be(cells: Manifest, tmp_path: Path) -> None:
         finetune_sam(cells, tmp_path, FinetuneSettings(**USUAL, encoder="lora_only"), progress=False)
     with pytest.raises(InputError, match="select needs cells that do not train"):
         finetune_sam(cells, tmp_path, FinetuneSettings(**USUAL, validation=0.0), progress=False)
+    with pytest.raises(InputError, match="batch_size = 4 cells cannot be computed in accumulate = 3 equal parts"):
+        finetune_sam(cells, tmp_path, FinetuneSettings(**USUAL, accumulate=3), progress=False)
+    with pytest.raises(InputError, match=r"finetune_sam.image_size = 63: .* not a multiple of patch_size 8"):
+        finetune_sam(cells, tmp_path, FinetuneSettings(**USUAL | {"image_size": 63}), progress=False)
     with pytest.raises(InputError, match="matches no parameter"):
         finetune_sam(cells, tmp_path, FinetuneSettings(**USUAL, freeze=("sam.image_encodr.*",)), progress=False)
 

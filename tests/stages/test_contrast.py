@@ -127,6 +127,20 @@ def test_a_whole_batch_is_of_one_laboratory(cells: Manifest, run: Path, tmp_path
     assert min(discrepancies(run / "cae")) > 0
 
 
+def test_parts_of_a_batch_reconstruct_its_first_cells_together(
+    cells: Manifest, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def counting(out: dict[str, jax.Array], *more: object) -> dict[str, jax.Array]:
+        sizes.append(len(out["image"]))
+        return cae_loss(out, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("dorl_jax.stages.train_cae.cae_loss", counting)
+    train_cae(cells, run / "store", tmp_path, replace(SETTINGS, accumulate=2), progress=False)
+    assert set(sizes) == {1}  # of each part, two of the batch
+
+
 def test_the_objective_is_the_sum_of_its_parts(run: Path) -> None:
     model = load_model(run / "cae" / "model", Cae)
     rng = np.random.RandomState(0)
@@ -161,6 +175,10 @@ def test_what_does_not_go_together_is_refused(cells: Manifest, run: Path, tmp_pa
         training(pixel_channels=(), contrast_weight=0.0)
     with pytest.raises(InputError, match="reconstruct = 7 of a batch of 6"):
         training(reconstruct=7)
+    with pytest.raises(InputError, match="reconstruct = 2 cells are not shared evenly by the .* = 3 parts"):
+        training(accumulate=3)
+    with pytest.raises(InputError, match="validation = 1.0 leaves no cell to train on"):
+        training(validation=1.0)
     with pytest.raises(InputError, match="set that to 'laboratory'"):
         training(whole_batches=True, balance="none")
     with pytest.raises(InputError, match="18 is no multiple of 4"):

@@ -67,3 +67,15 @@ def test_no_model(folder, tmp_path):
     rewrite(folder, width="wide")
     with pytest.raises(InputError, match="does not describe a model"):
         load_model(folder, Cae)
+
+
+# Other pieces that were being read fail, too, and nobody asks them.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("lost", ["manifest.ocdbt", "_METADATA", "d", "ocdbt.process_0/d"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_half_a_copy_of_a_model_is_told(folder, lost, cut):
+    for path in (folder / "weights").rglob("*"):
+        if path.is_file() and f"/{lost}" in str(path) and ("ocdbt.process_0/d" in lost or "process_0" not in str(path)):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]) if cut else path.unlink()
+    with pytest.raises(InputError, match=r"the weights in .*weights are damaged \(.*copy the model again"):
+        load_model(folder, Cae)

@@ -186,7 +186,7 @@ class Asking:
         self.batches.set_state(state)
 
 
-@pytest.mark.parametrize("after", [4, 6])
+@pytest.mark.parametrize("after", [4, 6, 12])
 def test_sigterm_saves_first(tmp_path, after):
     unbroken = run(tmp_path / "a")
     before = signal.getsignal(signal.SIGTERM)
@@ -196,6 +196,45 @@ def test_sigterm_saves_first(tmp_path, after):
     assert (tmp_path / "b" / "checkpoints" / str(after)).is_dir()
     for ours, expected in zip(leaves(run(tmp_path / "b")), leaves(unbroken), strict=True):
         np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("looks", [3, 4])
+def test_sigterm_in_the_last_look_is_not_lost(tmp_path, looks):
+    """The stages that follow would take hours."""
+    scores = [0.5, 0.4, 0.3, 0.6]
+    settings = {"select": "score", "patience": 2 if looks == 3 else 0}
+    observe, seen = scripted(scores)
+
+    def asking(model):
+        shown = observe(model)
+        if len(seen) == looks:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return shown
+
+    with pytest.raises(Interrupted, match=f"stopped behind step {3 * looks}, which was saved"):
+        run(tmp_path, observe=asking, settings=settings)
+    model = run(tmp_path, observe=asking, settings=settings, die_after=0)
+    np.testing.assert_array_equal(leaves(model)[0], seen[0 if looks == 3 else 3][0])
+
+
+def test_a_step_that_broke_the_model_is_not_saved(tmp_path):
+    """Its loss was finite; what it made of the parameters shows in the look behind it."""
+    observe, _ = scripted([0.5, float("nan")])
+    with pytest.raises(InputError, match=r"test: score of validation not finite behind step 6. The last good .*/3\."):
+        run(tmp_path, observe=observe)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["3"]
+
+
+def test_a_killed_training_knows_its_least_loss(tmp_path):
+    def growing(model, batch, key):
+        return {"loss": 0 * loss(model, batch, key)["loss"] + scale[0]}
+
+    scale = [1.0]
+    with pytest.raises(Killed):
+        run(tmp_path, loss=growing, die_after=3)
+    scale[0] = 20.0
+    with pytest.raises(InputError, match=r"the loss, 20, is over 15 times its least, 1, at step 4"):
+        run(tmp_path, loss=growing, settings={"divergence": 15.0})
 
 
 def test_a_training_in_another_thread(tmp_path):

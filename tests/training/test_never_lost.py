@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,6 +125,21 @@ def test_a_full_disk_stops_with_the_last_good_checkpoint_intact(tmp_path: Path, 
         assert f"the last good one is {checkpoints / '6'}" in message
     unbroken = run(tmp_path / "unbroken", steps=24)
     for ours, expected in zip(leaves(run(tmp_path / "full", steps=24)), leaves(unbroken), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+# Other pieces that were being read fail, too, and nobody asks them.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("lost", ["progress/metadata", "state", "state/manifest.ocdbt"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path: Path, lost: str) -> None:
+    unbroken = run(tmp_path)
+    newest = tmp_path / "checkpoints" / "12"
+    damaged = newest / lost
+    shutil.rmtree(damaged) if damaged.is_dir() else damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.raises(InputError, match=rf"the checkpoint {newest} is damaged \(.*: remove it, and the same command"):
+        run(tmp_path)
+    shutil.rmtree(newest)
+    for ours, expected in zip(leaves(run(tmp_path)), leaves(unbroken), strict=True):
         np.testing.assert_array_equal(ours, expected)
 
 

@@ -9,6 +9,8 @@ def test_by_step():
     schedule = warmup_cosine(1e-2, 3, 12)
     np.testing.assert_allclose([schedule(step) for step in (0, 3, 7.5, 12)], [0, 1e-2, 0.5e-2, 0], atol=1e-8)
     np.testing.assert_allclose(warmup_cosine(1.0, 500, 10)(5), 1.0)  # a short run still reaches its peak
+    np.testing.assert_allclose([warmup_cosine(1.0, 500, 2)(step) for step in (0, 1)], [0, 1])
+    assert float(warmup_cosine(1.0, 500, 1)(0)) == 1.0  # the shortest, too
 
 
 def test_by_epoch_as_a_loop_over_epochs_gives_it():

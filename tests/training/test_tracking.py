@@ -106,16 +106,29 @@ def test_without_rows_there_is_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("values", [{"a": 1.0}, {"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 1.0, "c": 3.0}])
-@pytest.mark.parametrize("continued", [False, True])
-def test_other_columns_are_named(tmp_path, values, continued):
+def test_other_columns_are_named(tmp_path, values):
     metrics = MetricsFile(tmp_path / "metrics.csv", 0)
     metrics.append(3, {"a": 1.0, "b": 2.0})
-    if continued:
-        metrics = MetricsFile(tmp_path / "metrics.csv", 3)
     with pytest.raises(ValueError, match=rf"columns step, a, b; the row of step 6 has step, {', '.join(values)}"):
         metrics.append(6, values)
     metrics.append(6, {"b": 5.0, "a": 4.0})
     assert rows(tmp_path / "metrics.csv")[1] == {"step": "6", "a": "4", "b": "5"}
+
+
+def test_a_run_that_goes_on_elsewhere_may_measure_something_else(tmp_path):
+    """From a GPU, which tells its memory, to a CPU."""
+    path = tmp_path / "metrics.csv"
+    MetricsFile(path, 0).append(3, {"loss": 1.0, "device_memory_mb": 2.0})
+    metrics = MetricsFile(path, 3)
+    for step in (6, 9):
+        metrics.append(step, {"loss": 3.0, "memory_mb": 4.0})
+    with pytest.raises(ValueError, match="the row of step 12 has step, loss"):
+        metrics.append(12, {"loss": 5.0})
+    MetricsFile(path, 9).append(12, {"loss": 5.0, "device_memory_mb": 6.0})
+    first = {"step": "3", "loss": "1", "device_memory_mb": "2", "memory_mb": ""}
+    others = [{"step": step, "loss": "3", "device_memory_mb": "", "memory_mb": "4"} for step in ("6", "9")]
+    last = {"step": "12", "loss": "5", "device_memory_mb": "6", "memory_mb": ""}
+    assert rows(path) == [first, *others, last]
 
 
 def test_tensorboard_shows_each_step_once(tmp_path):

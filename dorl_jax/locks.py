@@ -1,6 +1,8 @@
 """Locks between processes that write to one folder; the system lets go of those of a process that dies."""
 
+import errno
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +10,17 @@ from pathlib import Path
 
 from dorl_jax.errors import InputError
 
+logger = logging.getLogger(__name__)
+
+# What Lustre and network file systems say that are mounted without locks.
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Hold the lock of that name (an empty file, made where it is missing).
+
+    On a file system without locks a warning says that nothing keeps processes apart.
 
     Args:
       path: of the lock.
@@ -32,6 +41,10 @@ def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[
                 f"another process is writing into {path.parent}: wait for it, write elsewhere, or share the work by "
                 "starting every process with --processes and --process"
             ) from error
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise
+            logger.warning("%s: its file system has no locks (%s): see that no other process writes there", path, error)
         yield
     finally:
         os.close(file)

@@ -31,6 +31,16 @@ def programs_are_dropped() -> Iterator[None]:
     gc.collect()
 
 
+@pytest.fixture
+def others_left_unread() -> Iterator[None]:
+    """Where a piece of a checkpoint cannot be read, reads of others end unasked: Python warns of it here, not later.
+
+    With `filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")`.
+    """
+    yield
+    gc.collect()
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder of recorded outputs of the original code."""

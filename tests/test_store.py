@@ -1,5 +1,6 @@
 """The store: what is written is read, what is missing or damaged is named."""
 
+import errno
 import os
 import pickle
 import resource
@@ -230,3 +231,15 @@ def test_other_cells_are_refused(tmp_path):
     store.require_ids(IDS)
     with pytest.raises(InputError, match="holds other cells than this run"):
         store.require_ids(IDS[::-1])
+
+
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, caplog):
+    def flock(file, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with locked(tmp_path / "some.lock"):
+        assert "its file system has no locks" in caplog.text
+    monkeypatch.setattr("fcntl.flock", lambda file, kind: os.close(-1))
+    with pytest.raises(OSError, match="Bad file descriptor"), locked(tmp_path / "some.lock"):
+        pass

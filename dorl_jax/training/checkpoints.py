@@ -132,6 +132,8 @@ def _load(folder: Path, make: Callable[[nnx.Rngs], Any]) -> Any:
         _compare(weights, _shapes(found.tree), _shapes(expected))
         try:
             restored = checkpointer.restore(weights, expected)
+        except (jax.errors.JaxRuntimeError, MemoryError):  # of a device, not of the files
+            raise
         except Exception as error:  # of a torn array Orbax raises nothing more special
             raise _damaged(weights, " ".join(str(error).split())[:300]) from error
     nnx.replace_by_pure_dict(state, restored)

@@ -91,6 +91,8 @@ class TrainingCheckpoints:
     def _read(self, step: int, item: str, how: ocp.args.CheckpointArgs) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+        except (jax.errors.JaxRuntimeError, MemoryError):  # of a device, not of the files
+            raise
         except Exception as error:  # of a torn array Orbax raises nothing more special
             reason = " ".join(str(error).split())[:300]
             raise InputError(

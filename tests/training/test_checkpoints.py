@@ -69,7 +69,7 @@ def test_no_model(folder, tmp_path):
         load_model(folder, Cae)
 
 
-# Other pieces that were being read fail, too, and nobody asks them.
+@pytest.mark.usefixtures("others_left_unread")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("lost", ["manifest.ocdbt", "_METADATA", "d", "ocdbt.process_0/d"])
 @pytest.mark.parametrize("cut", [False, True])

@@ -128,7 +128,7 @@ def test_a_full_disk_stops_with_the_last_good_checkpoint_intact(tmp_path: Path, 
         np.testing.assert_array_equal(ours, expected)
 
 
-# Other pieces that were being read fail, too, and nobody asks them.
+@pytest.mark.usefixtures("others_left_unread")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("lost", ["progress/metadata", "state", "state/manifest.ocdbt"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path: Path, lost: str) -> None:

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dorl-jax: {stop}", file=sys.stderr)
         return 128 + signal.SIGTERM
     except KeyboardInterrupt:
-        print("dorl-jax: stopped; the same command goes on from here", file=sys.stderr)
+        print("dorl-jax: stopped; the same command goes on with what was finished", file=sys.stderr)
         return 130
     return 0
 
@@ -120,7 +120,7 @@ def _run_stages(options: argparse.Namespace) -> None:
         return
     table = run.folder / "evaluation" / "table.md"
     if options.stage in ("run", "evaluate"):
-        print(table.read_text())
+        print(table.read_text(encoding="utf-8"))
     if options.stage in ("run", "report"):
         print(f"The page of pictures: {run.folder / 'report.html'}")
 

@@ -106,6 +106,12 @@ def test_bad_files(tmp_path, text, message):
     assert "a.toml" in str(error.value)
 
 
+def test_a_file_of_another_editor(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + "# Größe\r\n[part]\r\nsteps = 7\r\n".encode())
+    assert config.load(Whole, path).part.steps == 7
+
+
 def test_bad_overrides(tmp_path):
     with pytest.raises(InputError, match="no settings file at"):
         config.load(Whole, tmp_path / "none.toml")

@@ -87,7 +87,7 @@ def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Mani
 
 
 def _write_failures(path: Path, failures: tuple[Failure, ...]) -> None:
-    with replacing(path) as partial, partial.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "image", "reason"])
         writer.writerows([failure.id, failure.image, failure.reason] for failure in failures)

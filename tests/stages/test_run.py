@@ -43,7 +43,7 @@ resnet.width = 8
 resnet.folds = 2
 
 [evaluate]
-classifiers = ["random_forest", "logistic_regression"]
+classifiers = ["svm_linear", "logistic_regression"]
 """
 
 

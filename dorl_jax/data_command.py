@@ -55,14 +55,9 @@ def run(options: argparse.Namespace) -> None:
     """Do what the command line says, and print what was done.
 
     Raises:
-      InputError: bad input, a folder that cannot be read or written, or with --strict errors in the data.
+      InputError: bad input, or with --strict errors in the data.
     """
-    try:
-        {"list": _list, "check": _check, "build": _build}[options.action](options)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise InputError(f"{error.filename or options.out}: {error.strerror or error}") from error
+    {"list": _list, "check": _check, "build": _build}[options.action](options)
 
 
 def _make(out: Path) -> None:

@@ -91,27 +91,29 @@ class Vectors:
         Raises:
           InputError: a part that the vectors do not have.
         """
-        places = places_of_parts(self.parts, parts)
-        kept = {name: size for name, size in self.parts.items() if name in parts}
-        provenance = {**self.provenance, "vector": list(kept), "parts": kept}
-        return replace(self, values=np.ascontiguousarray(self.values[:, places]), provenance=provenance)
+        values, kept = choose_parts(self.values, self.parts, parts)
+        return replace(self, values=values, provenance={**self.provenance, "vector": list(kept), "parts": kept})
 
 
-def places_of_parts(sizes: Mapping[str, int], parts: Collection[str]) -> Int[np.ndarray, " p"]:
-    """Where the numbers of some parts of a vector stand in it, in its order.
+def choose_parts(
+    values: Float32[np.ndarray, "n d"], sizes: Mapping[str, int], parts: Collection[str]
+) -> tuple[Float32[np.ndarray, "n p"], dict[str, int]]:
+    """Some parts of vectors, in the order they have there, and their sizes.
 
     Args:
-      sizes: of all its parts, in order: name -> numbers.
-      parts: names of them.
+      values: the vectors.
+      sizes: of all their parts, in order: name -> numbers.
+      parts: names of those that are wanted.
 
     Raises:
-      InputError: a part that the vector does not have.
+      InputError: a part that the vectors do not have.
     """
     unknown = [repr(name) for name in parts if name not in sizes]
     if unknown:
         known = ", ".join(name for name in sizes if name) or "none"
         raise InputError(f"the vectors have no part {name_some(unknown)}; the parts are: {known}")
-    return np.flatnonzero(np.repeat([name in parts for name in sizes], list(sizes.values())))
+    wanted = np.repeat([name in parts for name in sizes], list(sizes.values()))
+    return np.ascontiguousarray(values[:, wanted]), {name: size for name, size in sizes.items() if name in parts}
 
 
 def read_vectors(path: Path) -> Vectors:

@@ -35,6 +35,7 @@ from dorl_jax.evaluation.adaptation import ROUNDS, TRAINING_ON, Adaptation, self
 from dorl_jax.evaluation.experts import unfitted
 from dorl_jax.evaluation.fitted import in_laboratory_units
 from dorl_jax.evaluation.latents import Latents, read_latents, take_parts
+from dorl_jax.evaluation.settings import parts_in
 from dorl_jax.evaluation.splits import split_laboratories
 from dorl_jax.evaluation.threads import fitting_threads
 from dorl_jax.stages.run import RunSettings
@@ -103,7 +104,7 @@ def parts_of(latents: Latents, wanted: Sequence[str]) -> dict[str, Latents]:
     """The vectors of each part that is wanted, several joined by +; by default each, and all."""
     own = list(latents.parts or {})
     names = list(wanted) or list(dict.fromkeys([*own, "+".join(own)]))
-    return {name: take_parts(latents, name.split("+")) for name in names}
+    return {name: take_parts(latents, parts_in(name)) for name in names}
 
 
 def rows(run: Path, wanted: Sequence[str], held_out: bool) -> Iterator[tuple[str, str, list[Score]]]:

@@ -16,7 +16,7 @@ from jaxtyping import Float32, Shaped
 
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import replacing
-from dorl_jax.vectors import PROVENANCE, from_table, places_of_parts
+from dorl_jax.vectors import PROVENANCE, choose_parts, from_table
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +67,8 @@ def take_parts(latents: Latents, parts: Collection[str]) -> Latents:
       InputError: a part that the vectors do not have.
     """
     sizes = latents.parts or {"": latents.vectors.shape[1]}
-    places = places_of_parts(sizes, parts)
-    kept = {name: size for name, size in sizes.items() if name in parts}
-    return replace(latents, vectors=np.ascontiguousarray(latents.vectors[:, places]), parts=kept)
+    vectors, kept = choose_parts(latents.vectors, sizes, parts)
+    return replace(latents, vectors=vectors, parts=kept)
 
 
 def write_latents(latents: Latents, path: Path, provenance: Mapping[str, Any] | None = None) -> None:

@@ -77,6 +77,11 @@ class ProtocolSettings(Settings):
         return self.headline or (balanced if balanced in self.classifiers else self.classifiers[0])
 
 
+def parts_in(joined: str) -> list[str]:
+    """The names of parts that a text joins by +."""
+    return [name.strip() for name in joined.split("+")]
+
+
 @dataclass(frozen=True)
 class EvaluateSettings(ProtocolSettings):
     """How latent vectors are judged."""

@@ -22,7 +22,7 @@ from dorl_jax.evaluation.latents import Latents, read_latents, take_parts
 from dorl_jax.evaluation.methods import Method
 from dorl_jax.evaluation.predictions import write_predictions
 from dorl_jax.evaluation.protocol import Evaluation, Fit, judge
-from dorl_jax.evaluation.settings import EvaluateSettings
+from dorl_jax.evaluation.settings import EvaluateSettings, parts_in
 from dorl_jax.evaluation.tables import write_csv, write_tables
 from dorl_jax.files import replacing, write_text
 
@@ -142,8 +142,7 @@ def evaluate_methods(
 
 
 def _of_parts(method: Method, joined: str) -> Method:
-    parts = [name.strip() for name in joined.split("+")]
-    return Method(f"{method.name}: {joined}", tuple(take_parts(one, parts) for one in method.latents))
+    return Method(f"{method.name}: {joined}", tuple(take_parts(one, parts_in(joined)) for one in method.latents))
 
 
 @dataclass(frozen=True)

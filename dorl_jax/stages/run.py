@@ -16,7 +16,7 @@ from dorl_jax.data.groups import cached_groups
 from dorl_jax.data.manifest import Manifest, load_cells
 from dorl_jax.dorl import DoRL
 from dorl_jax.errors import InputError, name_some
-from dorl_jax.evaluation.settings import EvaluateSettings
+from dorl_jax.evaluation.settings import EvaluateSettings, parts_in
 from dorl_jax.files import write_text
 from dorl_jax.parallel import done_by_main, is_main
 from dorl_jax.stages.embed import EmbedSettings, embed
@@ -48,7 +48,7 @@ class RunSettings:
         Raises:
           InputError: a part that the vectors will not have.
         """
-        wanted = {part.strip() for joined in self.evaluate.parts for part in joined.split("+")}
+        wanted = {part for joined in self.evaluate.parts for part in parts_in(joined)}
         unknown = sorted(wanted.difference(self.train_cae.vector))
         if unknown:
             raise InputError(

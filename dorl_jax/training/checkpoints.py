@@ -1,7 +1,8 @@
 """Checkpoints of models. With `resume.py` the only file that knows Orbax."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -121,6 +122,7 @@ def _load(folder: Path, make: Callable[[nnx.Rngs], Any]) -> Any:
     weights = folder.absolute() / "weights"
     if not weights.is_dir():
         raise InputError(f"no weights at {weights}")
+    what, mend = f"the weights in {weights} are", "copy the model again, or make it anew"
     graph, state = nnx.split(abstract_model(make))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     expected = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _pure(state))
@@ -128,20 +130,23 @@ def _load(folder: Path, make: Callable[[nnx.Rngs], Any]) -> Any:
         # None where its files cannot be made sense of.
         found = checkpointer.metadata(weights).item_metadata
         if found is None:
-            raise _damaged(weights, "files are missing or cut short")
+            raise InputError(f"{what} damaged (files are missing or cut short): {mend}")
         _compare(weights, _shapes(found.tree), _shapes(expected))
-        try:
+        with damage_told(what, mend):
             restored = checkpointer.restore(weights, expected)
-        except (jax.errors.JaxRuntimeError, MemoryError):  # of a device, not of the files
-            raise
-        except Exception as error:  # of a torn array Orbax raises nothing more special
-            raise _damaged(weights, " ".join(str(error).split())[:300]) from error
     nnx.replace_by_pure_dict(state, restored)
     return nnx.merge(graph, state)
 
 
-def _damaged(weights: Path, reason: str) -> InputError:
-    return InputError(f"the weights in {weights} are damaged ({reason}): copy the model again, or make it anew")
+@contextmanager
+def damage_told(what: str, mend: str) -> Iterator[None]:
+    """What Orbax raises of torn files becomes an `InputError`: `what`, "damaged", the reason, and how to mend it."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError):  # of a device, not of the files
+        raise
+    except Exception as error:  # of a torn array Orbax raises nothing more special
+        raise InputError(f"{what} damaged ({' '.join(str(error).split())[:300]}): {mend}") from error
 
 
 def _alone() -> ocp.StandardCheckpointer:

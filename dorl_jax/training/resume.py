@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from dorl_jax.errors import InputError, name_some
+from dorl_jax.training.checkpoints import damage_told
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -89,16 +90,9 @@ class TrainingCheckpoints:
         return _typed(self._read(step, "state", ocp.args.StandardRestore(target)), state), beside["values"]
 
     def _read(self, step: int, item: str, how: ocp.args.CheckpointArgs) -> Any:
-        try:
+        mend = "remove it, and the same command goes on from the one before"
+        with damage_told(f"the checkpoint {self._folder / str(step)} is", mend):
             return self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
-        except (jax.errors.JaxRuntimeError, MemoryError):  # of a device, not of the files
-            raise
-        except Exception as error:  # of a torn array Orbax raises nothing more special
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"the checkpoint {self._folder / str(step)} is damaged ({reason}): remove it, and the same command "
-                "goes on from the one before"
-            ) from error
 
     def save(self, step: int, state: Any, values: Any, *, best: bool = False) -> None:
         """Begin to write a state; the one before is on disk when this returns.

@@ -6,13 +6,13 @@
 Runs that are extracted; vectors go to RUN/baselines. Classifier, scalings and what is asked are those of
 `recipe_figures.py`; of a baseline of one part co-training is self-training. Prints Markdown, accuracy / macro-F1
 in %; with several runs, seeds of the same settings, mean and sd over them, and baselines that are trained take one
-seed after the other from `baselines.seed` on. Those trained on one laboratory's labels have no figure from three
-laboratories to the fourth. With --held-out each run is one that left laboratories unseen, and only these are tested,
-from all others, with nothing known of them.
+seed after the other from `baselines.seed` on. With --held-out each run is one that left laboratories unseen, and only
+these are tested, from all others, with nothing known of them (`baselines.resnet.sources=others` is enough).
 """
 
 import argparse
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +26,7 @@ from dorl_jax import config
 from dorl_jax.baselines.settings import BASELINES, BaselineSettings
 from dorl_jax.data.manifest import load_cells
 from dorl_jax.evaluation.latents import Latents
+from dorl_jax.evaluation.sources import all_but
 from dorl_jax.stages.baselines import baselines, read_baseline
 from dorl_jax.stages.run import RunSettings
 
@@ -78,14 +79,15 @@ def held_out(runs: Sequence[Path], settings: BaselineSettings) -> None:
     for name in settings.names:
         scores = []
         for run, targets in unseen.items():
-            whole = made(run, settings, name, targets).get("")
-            if whole is None:  # it knows one laboratory's labels, not three's
-                break
-            rest = sorted(set(whole.laboratories.tolist()) - set(targets))
+            vectors = made(run, settings, name, targets)
             ask = from_most if name == "majority" else partial(across, scaling="source")
-            scores += [ask(whole, rest, target) for target in targets]
-        if scores:
-            print(f"| {name} | {' | '.join(spread([[score]]) for score in scores)} | {spread([scores])} |", flush=True)
+            for target in targets:
+                of_target = vectors.get("", vectors.get(all_but(target)))
+                if of_target is None:
+                    sys.exit(f"error: {name} of {run} has no vectors for {all_but(target)}")
+                rest = sorted(set(of_target.laboratories.tolist()) - set(targets))
+                scores.append(ask(of_target, rest, target))
+        print(f"| {name} | {' | '.join(spread([[score]]) for score in scores)} | {spread([scores])} |", flush=True)
 
 
 def made(run: Path, settings: BaselineSettings, name: str, unseen: Sequence[str] = ()) -> dict[str, Latents]:
@@ -96,16 +98,17 @@ def made(run: Path, settings: BaselineSettings, name: str, unseen: Sequence[str]
 
 
 def figures(vectors: dict[str, Latents]) -> list[list[Score]]:
-    """In-domain; every pair by every scaling; all others to each by every scaling, of vectors that serve any source."""
-    whole = vectors.get("")
+    """In-domain; every pair by every scaling; all others to each by every scaling; none of sources without vectors."""
     names = np.unique(next(iter(vectors.values())).laboratories).tolist()
-    of = {name: whole if whole is not None else vectors[name] for name in names}
-    found = [[score for name in names for score in in_domain(of[name], name)]]
+    of = {
+        source: vectors[kind] for source in [*names, *map(all_but, names)] for kind in ("", source) if kind in vectors
+    }
+    found = [[score for name in names if name in of for score in in_domain(of[name], name)]]
     for scaling in _SCALINGS:
-        found.append([across(of[a], [a], b, scaling) for a in names for b in names if a != b])
+        found.append([across(of[a], [a], b, scaling) for a in names if a in of for b in names if a != b])
     for scaling in _SCALINGS:
-        rest = [([a for a in names if a != b], b) for b in names]
-        found.append([] if whole is None else [across(whole, a, b, scaling) for a, b in rest])
+        rest = [b for b in names if all_but(b) in of]
+        found.append([across(of[all_but(b)], [a for a in names if a != b], b, scaling) for b in rest])
     return found
 
 

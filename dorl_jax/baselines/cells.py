@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int32, UInt8
 from dorl_jax.data.manifest import Manifest
 from dorl_jax.evaluation.exposure import what_was_seen
 from dorl_jax.evaluation.latents import Latents
+from dorl_jax.evaluation.sources import laboratories_of
 from dorl_jax.store import Rows, Store
 
 
@@ -87,10 +88,11 @@ class Cells:
 
         Args:
           vectors: in the order of the cells.
-          source: laboratory whose labels they know; "" for none.
+          source: whose labels they know, a laboratory or `all_but` one; "" for none.
           parts: what they are made of: name -> numbers; None for one.
         """
         laboratories = self.laboratories
+        known = laboratories_of(source, self.manifest.laboratories)
         # The segmenter, at least, was trained on the others.
         seen = what_was_seen(laboratories, self.unseen, self.labels_seen)
         return Latents(
@@ -99,7 +101,7 @@ class Cells:
             labels=self.labels,
             vectors=np.asarray(vectors, np.float32),
             groups=self.groups,
-            seen=np.where(laboratories == source, "labelled", seen),
+            seen=np.where(np.isin(laboratories, known), "labelled", seen),
             parts=parts,
             serves=source,
         )

@@ -1,20 +1,21 @@
-"""A small residual network trained on the labelled cells of one laboratory: what a laboratory without us would do.
+"""A small residual network trained on the labelled cells of the source: what a laboratory without us would do.
 
-What a network says of a cell that it was trained on tells nothing of how it does on others. So for each source
-laboratory several networks are trained, each without one fold of it; a cell of the source gets the answer of the
-network that never saw it, a cell of another laboratory the mean of all. The vectors are those answers, log
-probabilities, so that the vectors of one file belong to one source: a classifier on them that is trained on another
-laboratory would know that laboratory's labels already.
+A source is one laboratory, or all but the tested one. What a network says of a cell that it was trained on tells
+nothing of how it does on others. So for each source several networks are trained, each without one fold of it; a cell
+of the source gets the answer of the network that never saw it, a cell of another laboratory the mean of all. The
+vectors are those answers, log probabilities, so that the vectors of one file belong to one source: a classifier on them
+that is trained on another would know labels already that it is asked for.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from typing import Literal
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int, Real, UInt8
+from jaxtyping import Array, Float, Float32, Int, Real, Shaped, UInt8
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from dorl_jax.baselines.cells import Cells
@@ -23,6 +24,7 @@ from dorl_jax.baselines.fitting import compiled_step, encode_all, fit
 from dorl_jax.baselines.settings import ResNetSettings
 from dorl_jax.data.augment import Augmentation, augment
 from dorl_jax.errors import InputError
+from dorl_jax.evaluation.sources import all_but, laboratories_of
 from dorl_jax.models.conv import Conv3x3
 from dorl_jax.models.layers import AnyArray, linear
 from dorl_jax.training.optim import adamw, warmup_cosine
@@ -72,14 +74,25 @@ class ResNet(nnx.Module):
 
 
 def resnet(
-    cells: Cells, settings: ResNetSettings, seed: int, *, progress: bool = True
-) -> dict[str, Float32[np.ndarray, "n k"]]:
-    """For each source laboratory the log probabilities of the classes (in alphabetical order), of every cell.
+    cells: Cells, settings: ResNetSettings, seed: int, *, made: Collection[str] = (), progress: bool = True
+) -> Iterator[tuple[str, Float32[np.ndarray, "n k"]]]:
+    """For each source the log probabilities of the classes (in alphabetical order), of every cell, once they are there.
 
     Labels of the source alone are used, and no other laboratory's cells in training.
 
+    Args:
+      cells: see there.
+      settings: see there.
+      seed: of the folds, the weights and the batches; sources do not depend on one another.
+      made: sources that are left out.
+      progress: show a bar for each network.
+
+    Yields:
+      A source (see `evaluation.sources`) and its vectors.
+
     Raises:
-      InputError: a laboratory with fewer cells (or groups) than folds.
+      InputError: a source laboratory with fewer cells (or groups) than folds, or `sources` = "others" with two
+        laboratories.
     """
     crops = np.stack([_resized(cells.crops[place], settings.size) for place in range(len(cells))])
     laboratories = cells.laboratories
@@ -87,18 +100,23 @@ def resnet(
     schedule = warmup_cosine(settings.learning_rate, settings.steps // 10, settings.steps)
     optimiser = adamw(schedule, settings.weight_decay, "matrices")
     step = compiled_step(_new(len(classes), settings, seed), _objective(settings.smoothing), optimiser)
-    vectors = {}
-    for source in cells.manifest.laboratories:
-        rows = np.flatnonzero(laboratories == source)
-        folds = _folds(cells, rows, targets[rows], settings.folds, seed)
+    for source in _sources(cells, settings.sources):
+        if source in made:
+            continue
+        names = laboratories_of(source, cells.manifest.laboratories)
+        folds = np.full(len(cells), -1)
+        for name in names:
+            rows = np.flatnonzero(laboratories == name)
+            folds[rows] = _folds(cells, rows, targets[rows], settings.folds, seed)
+        of_source = folds >= 0
         answers = np.zeros((settings.folds, len(cells), len(classes)), np.float32)
         for fold in range(settings.folds):
-            fitted = rows[folds != fold]
+            fitted = of_source & (folds != fold)
             model = _new(len(classes), settings, seed + fold)
             fit(
                 model,
                 step,
-                _batches(crops[fitted], targets[fitted], settings, seed + fold),
+                _batches(crops[fitted], targets[fitted], laboratories[fitted], settings, seed + fold),
                 optimiser,
                 settings.steps,
                 seed=seed + fold,
@@ -106,9 +124,18 @@ def resnet(
                 progress=progress,
             )
             answers[fold] = encode_all(_answer, model, crops, settings.batch_size)
-        vectors[source] = answers.mean(axis=0)
-        vectors[source][rows] = answers[folds, rows]
-    return vectors
+        vectors = answers.mean(axis=0)
+        vectors[of_source] = answers[folds[of_source], of_source]
+        yield source, vectors
+
+
+def _sources(cells: Cells, which: Literal["one", "others", "both"]) -> list[str]:
+    """Every laboratory; with three and more, all but each."""
+    laboratories = cells.manifest.laboratories
+    others = [all_but(name) for name in cells.unseen or laboratories] if len(laboratories) > 2 else []
+    if which == "others" and not others:
+        raise InputError(f"resnet.sources = 'others' takes three laboratories or more, not {len(laboratories)}")
+    return [*(laboratories if which != "others" else []), *(others if which != "one" else [])]
 
 
 def _new(classes: int, settings: ResNetSettings, seed: int) -> ResNet:
@@ -126,16 +153,25 @@ def _objective(smoothing: float) -> LossFunction:
 
 
 def _batches(
-    crops: UInt8[np.ndarray, "n s s 3"], targets: Int[np.ndarray, " n"], settings: ResNetSettings, seed: int
+    crops: UInt8[np.ndarray, "n s s 3"],
+    targets: Int[np.ndarray, " n"],
+    laboratories: Shaped[np.ndarray, " n"],
+    settings: ResNetSettings,
+    seed: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless: a class is drawn, then one of its cells, which is turned, mirrored, stretched, stained and lit anew.
+    """Endless: a laboratory is drawn, a class, then one of its cells, which is turned, stretched, stained and lit anew.
 
-    Classes by the root of their numbers, so that a class of one cell is not half of what is learned.
+    Laboratories alike often; classes by the root of their numbers, so that a class of one cell is not half of what is
+    learned.
     """
     rng = np.random.default_rng(seed)
     how = Augmentation("laboratory", stain=settings.stain, white_balance=settings.white_balance)
-    counts = np.maximum(np.bincount(targets), 1)
-    chance = (1 / np.sqrt(counts))[targets]
+    chance = np.zeros(len(crops))
+    for name in np.unique(laboratories):
+        rows = laboratories == name
+        counts = np.maximum(np.bincount(targets[rows]), 1)
+        weights = (1 / np.sqrt(counts))[targets[rows]]
+        chance[rows] = weights / weights.sum()
     chance /= chance.sum()
     masks = [cell_mask(crop) for crop in crops]
     while True:

@@ -13,7 +13,7 @@ BASELINES = {
     "pooled_tokens": "mean and sd of the tokens over the cell",
     "bc_sam": "BC-SAM's convolutional autoencoder",
     "ae_cfe": "an autoencoder with AE-CFE's mean and covariance loss",
-    "resnet": "a residual network trained on the labels of one laboratory; vectors of each source of their own",
+    "resnet": "a residual network trained on the labels of the source; vectors of each source of their own",
 }
 
 
@@ -45,7 +45,13 @@ class AeCfeSettings(Settings):
 
 @dataclass(frozen=True)
 class ResNetSettings(Settings):
-    """A residual network for each source laboratory and fold."""
+    """A residual network for each source and fold."""
+
+    sources: Literal["one", "others", "both"] = setting(
+        "both",
+        "what networks are trained on: one laboratory, for pairs; all but the tested one; or both. Of all but one those "
+        "alone are made that leave out a laboratory of data.unseen, where there is any",
+    )
 
     steps: int = setting(1000, "optimiser steps of each network", least=1)
     batch_size: int = setting(32, "cells a step, of all classes alike often", least=1)

@@ -43,8 +43,9 @@ class Latents:
       seen: of each cell, one of `SEEN`. None where nothing is known.
       parts: what the vector is made of, one behind the other (see `CaeConfig.vector`): name -> numbers. None for one
         whole.
-      serves: the laboratory with whose classes the vectors were made, so that they are for classifiers that are trained
-        on it alone: on another, a classifier would have been told two laboratories' classes. "" for any source.
+      serves: the source (a laboratory, or `all_but` one) with whose classes the vectors were made, so that they are for
+        classifiers that are trained on it alone: on another, a classifier would have been told the classes of both. ""
+        for any source.
     """
 
     ids: Shaped[np.ndarray, " n"]
@@ -75,7 +76,7 @@ def write_latents(latents: Latents, path: Path, provenance: Mapping[str, Any] | 
     """Write Parquet with the columns id, laboratory, label (string) and vector (fixed-size list of float32).
 
     Columns group and seen (string) are written where they are known. What made the vectors, plain values, goes into the
-    file's metadata, as in what `dorl-jax embed IMAGES` writes; the parts of the vector and the laboratory it serves,
+    file's metadata, as in what `dorl-jax embed IMAGES` writes; the parts of the vector and the source it serves,
     too. The file appears whole or not at all.
 
     Raises:

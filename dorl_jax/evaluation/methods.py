@@ -8,6 +8,7 @@ import numpy as np
 
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.evaluation.latents import Latents
+from dorl_jax.evaluation.sources import laboratories_of
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,10 @@ def align(methods: Sequence[Method]) -> tuple[Latents, list[Run]]:
         several = any(len({seen for serves, seen in patterns if serves == one.serves}) > 1 for one in ordered)
         for number, one in enumerate(ordered):
             left_out = _left_out(one, laboratories) if several else []
-            if one.serves and one.serves not in laboratories:
+            if one.serves and not laboratories_of(one.serves, laboratories):
                 raise InputError(
-                    f"method {method.name!r} has vectors for classifiers of {one.serves!r}, of which there is no cell"
+                    f"method {method.name!r} has vectors for classifiers trained on {one.serves!r}, which is neither one "
+                    f"of the laboratories ({name_some(laboratories, 10)}) nor all but one"
                 )
             runs.append(
                 Run(

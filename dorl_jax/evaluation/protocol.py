@@ -31,6 +31,7 @@ from dorl_jax.evaluation.latents import Latents
 from dorl_jax.evaluation.methods import Method, Run, align
 from dorl_jax.evaluation.results import Evaluation, Kind
 from dorl_jax.evaluation.settings import ProtocolSettings
+from dorl_jax.evaluation.sources import all_but, laboratories_of
 from dorl_jax.evaluation.splits import Split, fold_numbers, groups_across, split_laboratories
 from dorl_jax.evaluation.summary import Tested, summarise
 from dorl_jax.evaluation.threads import fitting_threads
@@ -215,7 +216,7 @@ def _refuse_loose(runs: Sequence[Run], splits: Mapping[str, Split], settings: Pr
     order = tuple(TITLES)
     for run in runs:
         for target in run.targets:
-            if run.latents.serves == target:
+            if target in laboratories_of(run.latents.serves, list(splits)):
                 continue  # nothing is tested there but the source itself
             tested = tested_rows(run, splits[target].rows, settings.tested)
             if not len(tested):
@@ -252,16 +253,14 @@ def tested_rows(run: Run, rows: Int[np.ndarray, " m"], which: Literal["all", "un
 
 
 def _tasks(run: Run, splits: Mapping[str, Split], settings: ProtocolSettings) -> list[_Task]:
-    serves = run.latents.serves
-    alone = [serves] if serves else list(splits)
-    sources: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [(name, (name,), run.targets) for name in alone]
-    if settings.leave_one_out and len(splits) > 2 and not serves:
-        sources += [
-            (f"all but {target}", tuple(name for name in splits if name != target), (target,)) for target in run.targets
-        ]
+    names = list(splits)
+    sources = dict.fromkeys(names, run.targets)
+    if settings.leave_one_out and len(names) > 2:
+        sources |= {all_but(target): (target,) for target in run.targets}
     return [
-        _Task(*source, classifier, adaptation, fold)
-        for source in sources
+        _Task(source, laboratories_of(source, names), targets, classifier, adaptation, fold)
+        for source, targets in sources.items()
+        if run.latents.serves in ("", source)
         for classifier in settings.classifiers
         for adaptation in settings.adaptations
         for fold in range(settings.folds)

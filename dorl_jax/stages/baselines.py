@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 # Of baselines of more than one part.
 _PARTS = {"colour_texture": PARTS}
 
-# Source laboratory -> vectors of all cells; "" for vectors that serve every source.
-_Vectors = Mapping[str, np.ndarray]
+# Sources and vectors of all cells; "" for vectors that serve every source.
+_Vectors = Iterable[tuple[str, np.ndarray]]
 
 
 def baselines(
@@ -46,7 +46,7 @@ def baselines(
     """Make the vectors of every named baseline.
 
     Writes `out/<name>.parquet`, or `out/<name>/<source>.parquet` for each source where vectors belong to one, and
-    `out/<name>.json`, what they were made with, when they are whole. What is there and was made so is not made again,
+    `out/<name>.json`, what they were made with and which are there. What is there and was made so is not made again,
     and the store may be gone by then.
 
     Args:
@@ -54,7 +54,7 @@ def baselines(
       store_folder: what the stage `extract` wrote of them.
       out: folder, made where it is missing.
       settings: see there.
-      unseen: laboratories whose cells do not train anything but the network of their own labels.
+      unseen: laboratories whose cells do not train anything but the networks of their own labels.
       labels_seen: whether the segmenter saw the classes of the others.
       progress: show bars.
 
@@ -73,45 +73,51 @@ def baselines(
         gone = "store" in known and not is_store(store_folder)
         store = known["store"] if gone else opened().store.signature
         made = fingerprint(_made_with(name, manifest, store, settings, unseen, labels_seen))
-        if known.get("fingerprint") == made:
+        if known.get("fingerprint") != made:
+            known = {"fingerprint": made, "store": store, "sources": [], "whole": False}
+        if known["whole"]:
             logger.info("%s: there already", name)
         else:
             cells = opened()
-            mark.unlink(missing_ok=True)
-            vectors = _makers(cells, settings, progress)[name]()
-            for source, values in vectors.items():
+            write_text(mark, _told(known))
+            for source, values in _makers(cells, settings, tuple(known["sources"]), progress)[name]():
                 write_latents(cells.latents(values, source, _PARTS.get(name)), _file(out, name, source))
-            known = {"fingerprint": made, "store": store, "sources": list(vectors)}
-            write_text(mark, json.dumps(known, indent=1) + "\n")
+                known["sources"].append(source)
+                write_text(mark, _told(known))
+            known["whole"] = True
+            write_text(mark, _told(known))
         files[name] = tuple(_file(out, name, source) for source in known["sources"])
     return files
 
 
 def read_baseline(out: Path, name: str) -> dict[str, Latents]:
-    """What `baselines` made: source laboratory -> vectors; the one key "" where they serve every source.
+    """What `baselines` made: source -> vectors; the one key "" where they serve every source.
 
-    Vectors of a source are for classifiers that are trained on it, and for no others.
+    Vectors of a source (see `evaluation.sources`) are for classifiers that are trained on it, and for no others.
 
     Raises:
-      InputError: an unknown baseline, or one that was not made.
+      InputError: an unknown baseline, or one that was not made, or not whole.
     """
     check_name(name)
     known = _known(out / f"{name}.json")
-    if not known:
+    if not known.get("whole"):
         raise InputError(f"no baseline {name!r} in {out}: make it first")
     return {source: read_latents(_file(out, name, source)) for source in known["sources"]}
 
 
-def _makers(cells: Cells, settings: BaselineSettings, progress: bool) -> dict[str, Callable[[], _Vectors]]:
+def _makers(
+    cells: Cells, settings: BaselineSettings, made: Collection[str], progress: bool
+) -> dict[str, Callable[[], _Vectors]]:
+    """How each is made, but for the sources that are."""
     seed = settings.seed
     return {
-        "majority": lambda: {"": np.zeros((len(cells), 1), np.float32)},
-        "colour_texture": lambda: {"": _colour_texture(cells, progress)},
-        "mean_token": lambda: {"": mean_tokens(cells)},
-        "pooled_tokens": lambda: {"": pooled_tokens(cells)},
-        "bc_sam": lambda: {"": bc_sam(cells, settings.bc_sam, seed, progress=progress)},
-        "ae_cfe": lambda: {"": ae_cfe(cells, settings.ae_cfe, seed, progress=progress)},
-        "resnet": lambda: resnet(cells, settings.resnet, seed, progress=progress),
+        "majority": lambda: [("", np.zeros((len(cells), 1), np.float32))],
+        "colour_texture": lambda: [("", _colour_texture(cells, progress))],
+        "mean_token": lambda: [("", mean_tokens(cells))],
+        "pooled_tokens": lambda: [("", pooled_tokens(cells))],
+        "bc_sam": lambda: [("", bc_sam(cells, settings.bc_sam, seed, progress=progress))],
+        "ae_cfe": lambda: [("", ae_cfe(cells, settings.ae_cfe, seed, progress=progress))],
+        "resnet": lambda: resnet(cells, settings.resnet, seed, made=made, progress=progress),
     }
 
 
@@ -159,4 +165,8 @@ def _known(mark: Path) -> dict:
     except json.JSONDecodeError:
         logger.warning("%s is damaged; its baseline is made again", mark)
         return {}
-    return known if isinstance(known, dict) and {"fingerprint", "sources"} <= known.keys() else {}
+    return known if isinstance(known, dict) and {"fingerprint", "sources", "whole"} <= known.keys() else {}
+
+
+def _told(known: Mapping[str, object]) -> str:
+    return json.dumps(known, indent=1) + "\n"

@@ -1,6 +1,7 @@
 """The files of the baselines: whole, made once, and made again where their settings changed."""
 
 import shutil
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,28 +38,41 @@ def test_vectors_are_those_of_the_cells(cells: Cells, store_folder: Path, tmp_pa
 def test_what_is_there_is_not_made_again(
     cells: Cells, store_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[str] = []
+    first, second = cells.manifest.laboratories
+    begun: list[str] = []
+    killed = [True]
 
-    def networks(cells: Cells, settings: ResNetSettings, seed: int, progress: bool) -> dict[str, np.ndarray]:
-        made.append(f"{settings.steps} {seed}")
-        if settings.steps == 3:
-            raise KeyboardInterrupt
-        return {name: np.ones((len(cells), 2), np.float32) for name in cells.manifest.laboratories}
+    def networks(
+        cells: Cells, settings: ResNetSettings, seed: int, made: Collection[str], progress: bool
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        for source in (first, second):
+            if source not in made:
+                begun.append(f"{settings.steps} {seed} {source}")
+                if settings.steps == 3 and source == second and killed:
+                    raise KeyboardInterrupt
+                yield source, np.full((len(cells), 2), settings.steps, np.float32)
 
     monkeypatch.setattr(making, "resnet", networks)
     for steps, seed in ((1, 0), (1, 0), (2, 0), (2, 5), (2, 5)):
         files = make(cells, store_folder, tmp_path, "resnet", resnet=ResNetSettings(steps=steps), seed=seed)
-    assert made == ["1 0", "2 0", "2 5"]
+    assert begun == [f"{what} {source}" for what in ("1 0", "2 0", "2 5") for source in (first, second)]
     assert files["resnet"] == tuple(tmp_path / f"resnet/{name}.parquet" for name in cells.manifest.laboratories)
     assert list(read_baseline(tmp_path, "resnet")) == list(cells.manifest.laboratories)
-    # Half made is not made; a damaged mark is made again.
+    # Half made is not made, and goes on with the sources that are missing; a damaged mark is made again.
     with pytest.raises(KeyboardInterrupt):
         make(cells, store_folder, tmp_path, "resnet", resnet=ResNetSettings(steps=3))
     with pytest.raises(InputError, match="no baseline 'resnet' in .*: make it first"):
         read_baseline(tmp_path, "resnet")
+    killed.clear()
+    make(cells, store_folder, tmp_path, "resnet", resnet=ResNetSettings(steps=3))
+    assert begun[6:] == [f"3 0 {first}", f"3 0 {second}", f"3 0 {second}"]
+    assert {name: latents.vectors[0, 0] for name, latents in read_baseline(tmp_path, "resnet").items()} == {
+        first: 3,
+        second: 3,
+    }
     (tmp_path / "resnet.json").write_text("{")
     make(cells, store_folder, tmp_path, "resnet", resnet=ResNetSettings(steps=4))
-    assert made[-1] == "4 0"
+    assert begun[-2:] == [f"4 0 {first}", f"4 0 {second}"]
 
 
 def test_what_is_there_is_taken_without_its_store(
@@ -132,6 +146,6 @@ def test_names_and_stores_that_are_refused(cells: Cells, store_folder: Path, tmp
 
 
 def test_each_baseline_has_a_maker_and_settings_are_read(cells: Cells) -> None:
-    assert list(making._makers(cells, BaselineSettings(), False)) == list(BASELINES)
+    assert list(making._makers(cells, BaselineSettings(), (), False)) == list(BASELINES)
     settings = config.build(BaselineSettings, {"names": ["resnet"], "resnet": {"steps": 7}}, {"ae_cfe.steps": "8"})
     assert (settings.names, settings.resnet.steps, settings.ae_cfe.steps) == (("resnet",), 7, 8)

@@ -1,5 +1,6 @@
 """Baselines that are trained: their losses against PyTorch, what they learn from, and that they learn."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -101,10 +102,32 @@ def test_autoencoders_learn(cells: Cells, module: Any, monkeypatch: pytest.Monke
     assert len(np.unique(vectors, axis=0)) == len(cells)
 
 
+def of_three(cells: Cells) -> Cells:
+    """Every second cell of the second laboratory is of a third."""
+    second = cells.manifest.laboratories[1]
+    changed = tuple(
+        replace(cell, laboratory="third") if cell.laboratory == second and place % 2 else cell
+        for place, cell in enumerate(cells.manifest.cells)
+    )
+    return Cells(
+        replace(cells.manifest, cells=changed, laboratories=(*cells.manifest.laboratories, "third")), cells.store
+    )
+
+
 def test_a_source_is_answered_by_networks_that_never_saw_the_cell(
     cells: Cells, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With networks whose answer is the crops that they were trained on."""
+    three = of_three(cells)
+    first, second, third = three.manifest.laboratories
+    trained_on = {
+        first: (first,),
+        second: (second,),
+        third: (third,),
+        f"all but {first}": (second, third),
+        f"all but {second}": (first, third),
+        f"all but {third}": (first, second),
+    }
     seen: list[set[bytes]] = []
 
     def remember(model: object, step: object, batches: Any, *rest: object, **named: object) -> None:
@@ -113,12 +136,13 @@ def test_a_source_is_answered_by_networks_that_never_saw_the_cell(
     def answer(encode: object, model: object, rows: np.ndarray, size: int) -> np.ndarray:
         return np.array([[crop.tobytes() in seen[-1]] * 5 for crop in rows], np.float32)
 
-    monkeypatch.setattr(resnet_module, "_batches", lambda crops, targets, settings, seed: list(crops))
+    monkeypatch.setattr(resnet_module, "_batches", lambda crops, *rest: list(crops))
     monkeypatch.setattr(resnet_module, "fit", remember)
     monkeypatch.setattr(resnet_module, "encode_all", answer)
-    vectors = resnet(cells, SMALL, 0, progress=False)
-    assert len(seen) == 4 * 2
-    for number, source in enumerate(cells.manifest.laboratories):
+    vectors = dict(resnet(three, SMALL, 0, progress=False))
+    assert list(vectors) == list(trained_on)
+    assert len(seen) == 4 * 6
+    for number, (source, names) in enumerate(trained_on.items()):
         assert not vectors[source].any()
         own = seen[4 * number : 4 * number + 4]
         # Every cell of the source is in all networks but one, and no other cell is in any.
@@ -126,12 +150,41 @@ def test_a_source_is_answered_by_networks_that_never_saw_the_cell(
             sum(resnet_module._resized(cells.crops[place], 16).tobytes() in one for one in own)
             for place in range(len(cells))
         ]
-        assert counts == [3 if laboratory == source else 0 for laboratory in cells.laboratories]
+        assert counts == [3 if laboratory in names else 0 for laboratory in three.laboratories]
+
+
+def test_networks_of_some_sources_are_made(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resnet_module, "fit", lambda *rest, **named: None)
+    three = of_three(cells)
+    first, second, third = three.manifest.laboratories
+
+    def made(cells: Cells, which: Any, *rest: str) -> list[str]:
+        return [source for source, _ in resnet(cells, replace(SMALL, sources=which), 0, made=rest, progress=False)]
+
+    assert made(three, "one", second) == [first, third]
+    assert made(three, "others") == [f"all but {name}" for name in (first, second, third)]
+    # Where a laboratory was left out, the others to it are what is asked.
+    assert made(replace(three, unseen=(third,)), "both", first) == [second, third, f"all but {third}"]
+    assert made(cells, "both") == [first, second]
+    with pytest.raises(InputError, match=r"resnet\.sources = 'others' takes three laboratories or more, not 2"):
+        made(cells, "others")
+
+
+def test_laboratories_are_drawn_alike_often_and_classes_by_the_root_of_their_numbers() -> None:
+    laboratories = np.repeat(["small", "large"], [5, 160])
+    # Of the large one 9 times 16 cells of one class and 16 of another, of the small one a class each.
+    targets = np.concatenate([np.arange(5), np.repeat([0, 1], [144, 16])])
+    crops = np.full((165, 16, 16, 3), 128, np.uint8)
+    crops[np.arange(165), 8, 8] = np.arange(165)[:, None]
+    settings = replace(SMALL, batch_size=64)
+    batches = resnet_module._batches(crops, targets, laboratories, settings, 0)
+    drawn = np.concatenate([next(batches)["target"] for _ in range(60)])
+    shares = np.bincount(drawn, minlength=5) / len(drawn)
+    # A tenth of each class from the small laboratory, and of the large one 3 : 1 of a half.
+    np.testing.assert_allclose(shares, [0.1 + 0.375, 0.1 + 0.125, 0.1, 0.1, 0.1], atol=0.03)
 
 
 def test_groups_are_on_one_side_of_a_fold(cells: Cells) -> None:
-    from dataclasses import replace
-
     grouped = tuple(replace(cell, group=f"slide {place // 3}") for place, cell in enumerate(cells.manifest.cells))
     several = Cells(replace(cells.manifest, cells=grouped), cells.store)
     rows = np.flatnonzero(cells.laboratories == cells.manifest.laboratories[0])
@@ -156,13 +209,13 @@ def test_the_network_learns_its_source(cells: Cells) -> None:
     """Synthetic cells of 16 pixels: most of those it never saw are told right."""
     settings = ResNetSettings(steps=60, batch_size=16, size=32, width=8, folds=4)
     source = cells.manifest.laboratories[0]
-    vectors = resnet(cells, settings, 0, progress=False)[source]
+    vectors = dict(resnet(cells, settings, 0, progress=False))[source]
     np.testing.assert_allclose(np.exp(vectors[cells.laboratories == source]).sum(axis=1), 1, rtol=1e-4)
     own = cells.laboratories == source
     classes = np.unique(cells.labels)
     assert (classes[vectors[own].argmax(axis=1)] == cells.labels[own]).mean() > 0.5
 
 
-def test_sizes_are_halved_four_times(cells: Cells) -> None:
+def test_sizes_are_halved_four_times() -> None:
     with pytest.raises(InputError, match=r"resnet\.size = 40: take a multiple of 16"):
-        resnet(cells, ResNetSettings(size=40), 0, progress=False)
+        ResNetSettings(size=40)

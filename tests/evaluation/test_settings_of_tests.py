@@ -297,5 +297,13 @@ def test_vectors_made_with_the_classes_of_a_laboratory_serve_it_alone(make_laten
             assert (mean.kind, mean.setting) == (kind, "transductive" if kind == "pair" else "labelled")
     curve = few_cells(latents, align([Method("m", files)])[1], "logistic_regression", (5,))
     assert curve == []
-    with pytest.raises(InputError, match="'m' has vectors for classifiers of 'east', of which there is no cell"):
+    # Of all but one, the classifier of these is tested on that one alone.
+    others = replace(seen(latents, north="labelled", west="labelled"), serves="all but south")
+    found = judged(Method("m", (others,)), adaptations=("none", "own"), require="transductive")
+    assert {(row.source, row.target, row.kind) for row in found.means} == {("all but south", "south", "leave_one_out")}
+    alone = judged(Method("m", (seen(latents),)), adaptations=("none", "own"))
+    assert found.means == [mean for mean in alone.means if mean.source == "all but south"]
+    with pytest.raises(
+        InputError, match="classifiers trained on 'east', which is neither one of the lab.* nor all but"
+    ):
         judged(Method("m", (replace(latents, serves="east"),)))

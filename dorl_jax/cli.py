@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import logging
 import os
 import signal
@@ -222,13 +223,19 @@ def _add_settings(command: argparse.ArgumentParser, stage: Stage) -> None:
     command.set_defaults(section=stage.section)
     group = command.add_argument_group("settings", "override those of the settings file")
     for name, field in _settings_of(RunSettings.__dataclass_fields__[stage.section].type):
-        default = "none" if field.default in ("", ()) else field.default
         group.add_argument(
             "--" + name.replace("_", "-"),
             dest=f"setting_{name}",
             metavar="VALUE",
-            help=f"{field.metadata['help']} (default: {default})".replace("%", "%%"),
+            help=f"{field.metadata['help']} (default: {_shown(field.default)})".replace("%", "%%"),
         )
+
+
+def _shown(default: Any) -> str:
+    """A default as it would be typed: lists and truth values as TOML writes them."""
+    if isinstance(default, str):
+        return default or "none"
+    return json.dumps(default) if default != () else "none"
 
 
 def _settings_of(settings_type: Any, before: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:

@@ -108,7 +108,10 @@ def _fits(settings_type: Any, tree: Mapping[str, Any]) -> bool:
 
 
 def _choices(settings_type: Any, message: str) -> str:
-    """What the setting that the message is about may be, where it is one of a few texts."""
+    """What the setting that the message is about may be, where it is one of a few texts, or a list."""
+    if one := re.search(r"Expected `array`, got `(\w+)` - at `\$\.([\w.]+)`", message):
+        value = '"..."' if one[1] == "str" else "1"
+        return f"; it is a list also of one: {one[2].rpartition('.')[2]} = [{value}], quoted for a shell"
     place = re.search(r"Invalid enum value .* at `\$\.([\w.]+)`", message)
     if place is None:
         return ""

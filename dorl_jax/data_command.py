@@ -77,7 +77,7 @@ def _list(options: argparse.Namespace) -> None:
     if options.name:
         print(_describe(find_set(options.name)))
         return
-    print(f"{'name':<18}{'images':>8}  {'classes':>7}  {'masks':<6}{'licence':<14}title")
+    print(f"{'name':<18}{'images':>8}  {'labels':>7}  {'masks':<6}{'licence':<14}title")
     for name, data_set in SETS.items():
         images = sum(sum(labels.values()) for labels in data_set.expected.values())
         terms = "private" if data_set.private else data_set.licence or "?"

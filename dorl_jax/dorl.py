@@ -94,6 +94,12 @@ class DoRL:
         run = Path(run)
         # Not the settings of all stages: they would bring in scikit-learn, plots and more.
         settings = config.load_section(ExtractSettings, settings_of(run), "extract")
+        for stage in ("finetune_sam", "train_cae"):
+            model = run / stage / "model"
+            if not (model / "model.json").is_file():
+                raise InputError(
+                    f"{run} is not trained to its end: no model at {model}; `dorl-jax run --run {run}` goes on with it"
+                )
         # The larger first, and the second when the first has let go of what it does not need: the peak is lower.
         cae = load_model(run / "train_cae" / "model", Cae)
         weights = {"autoencoder": weights_fingerprint(cae)}

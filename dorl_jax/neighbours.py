@@ -48,7 +48,10 @@ def nearest_cells(
     places = _places(vectors, cells)
     there = "laboratory" in vectors.columns.column_names
     if across and not there:
-        raise InputError("cells of other laboratories cannot be told: the vectors have no column 'laboratory'")
+        raise InputError(
+            "cells of other laboratories cannot be told: the vectors have no column 'laboratory': embed the "
+            "folder of laboratories, or a table that has it"
+        )
     laboratories = vectors.texts("laboratory") if there else np.full(len(vectors), "")
     values = _directions(vectors.values, laboratories, centre)
     found, distances = [], []
@@ -82,8 +85,10 @@ def neighbour_sheet(vectors: Vectors, cells: Sequence[str], nearest: Neighbours)
     for place, near, away in zip(_places(vectors, cells), nearest.places, nearest.distances, strict=True):
         for number, shown in enumerate([place, *near]):
             tiles.append(fit_square(read_image(parse_source(str(sources[shown]))), TILE))
-            about = " ".join(str(vectors.columns[name][int(shown)].as_py() or "?") for name in names)
-            captions.append(f"{about} {f'{away[number - 1]:.2f}' if number else '(this)'}".strip())
+            first, *second = [str(vectors.columns[name][int(shown)].as_py() or "?") for name in names] or [""]
+            distance = f"{away[number - 1]:.2f}" if number else "(this)"
+            # Label and laboratory on one line would be cut where two laboratories begin to differ.
+            captions.append("\n".join([f"{first} {distance}".strip(), *second]))
     legend = [("the first of each row is asked for; number: 1 - cosine", None, 0)]
     return lay_out(tiles, captions, legend, columns=1 + nearest.places.shape[1])
 

@@ -25,7 +25,10 @@ def add_parser(commands: Any) -> None:
     train.add_argument("vectors", type=Path, metavar="VECTORS", help="what `dorl-jax embed` wrote, with labels")
     train.add_argument("--out", type=Path, required=True, metavar="FILE.skops", help="where the classifier goes")
     train.add_argument(
-        "--classifier", default="logistic_regression", metavar="NAME", help=f"one of {', '.join(CLASSIFIERS)}"
+        "--classifier",
+        default="logistic_regression",
+        metavar="NAME",
+        help=f"one of {', '.join(CLASSIFIERS)} (default: logistic_regression)",
     )
     train.add_argument("--label", default="label", metavar="COLUMN", help="of the labels (default: label)")
     train.add_argument(

@@ -68,8 +68,13 @@ def width_of(text: str) -> int:
 
 
 def cut_to_width(text: str, width: int) -> str:
-    """The text within `width` pixels; what is too much is left out before its last word, which tends to be a number."""
+    """The text within `width` pixels; what is too much is left out before its last word, which tends to be a number.
+
+    Of a single word its end is left out.
+    """
     head, space, last = text.rpartition(" ")
+    if not space:
+        head, last = text, ""
     cut = text
     while head and width_of(cut) > width:
         head = head[:-1]
@@ -87,7 +92,7 @@ def lay_out(
 
     Args:
       tiles: of one size, `TILE` pixels wide or less.
-      captions: of each tile, written beneath; cut where the tile ends.
+      captions: of each tile, written beneath in one line or several; cut where the tile ends.
       legend: above the tiles, texts, each with its line (colour, width) or None.
       columns: tiles in a row.
 
@@ -99,7 +104,8 @@ def lay_out(
     tall, wide = tiles[0].shape[:2]
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
-    across, down = TILE + _GAP, tall + _LINE + _GAP
+    lines = 1 + max(caption.count("\n") for caption in captions)
+    across, down = TILE + _GAP, tall + lines * _LINE + _GAP
     top = _MARGIN + _LINE + 4
     # Without what would be a gap after the last column and row; the legend wants two tiles.
     size = (2 * _MARGIN + max(2, columns) * across - _GAP, top + rows * down - _GAP + _MARGIN)
@@ -119,7 +125,8 @@ def lay_out(
         # A hair of a frame, for there are cells on white.
         draw.rectangle([(x - 1, y - 1), (x + TILE, y + tall)], outline=_FRAME)
         sheet.paste(Image.fromarray(tile), (x + (TILE - wide) // 2, y))
-        write(sheet, (x, y + tall + 3), cut_to_width(caption, TILE))
+        for number, line in enumerate(caption.split("\n")):
+            write(sheet, (x, y + tall + 3 + number * _LINE), cut_to_width(line, TILE))
     return np.asarray(sheet)
 
 

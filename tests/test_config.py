@@ -121,6 +121,8 @@ def test_bad_overrides(tmp_path):
         config.build(Whole, {}, {"part.stepz": "1"}, origin="some file")
     with pytest.raises(InputError, match=r"unknown key 'steps' \(in the section part or other\?\)"):
         config.build(Whole, {}, {"steps": "1"})
+    with pytest.raises(InputError, match=r'part.names.*; it is a list also of one: names = \["..."\], quoted'):
+        config.build(Whole, {}, {"part.names": "x"})
     with pytest.raises(InputError, match=r"'foldr'.*; it may be 'folder', 'built'"):
         config.build(Chosen, {}, {"source": "foldr"})
 

@@ -11,8 +11,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from dorl_jax.cli import main
 from dorl_jax.errors import InputError
-from dorl_jax.neighbours import nearest_cells
-from dorl_jax.vectors import Vectors, read_vectors
+from dorl_jax.neighbours import nearest_cells, neighbour_sheet
+from dorl_jax.vectors import Vectors, from_table, read_vectors
 
 LABORATORIES = np.repeat(["north", "south"], 30)
 
@@ -91,3 +91,22 @@ def test_the_command_draws_a_row_a_cell(tmp_path: Path, capsys: pytest.CaptureFi
     assert main([*command, "--cell", "redd"]) == 2
     assert "did you mean 'red'?" in capsys.readouterr().err
     assert read_vectors(tmp_path / "vectors.parquet").provenance == {}
+
+
+def test_a_sheet_tells_laboratories_of_nearly_one_name_apart(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), (250, 0, 0)).save(tmp_path / "cell.png")
+
+    def sheet(other: str) -> np.ndarray:
+        table = pa.table(
+            {
+                "id": ["one", "two"],
+                "laboratory": ["hospital_a", other],
+                "label": ["eosinophil", "eosinophil"],
+                "source": [str(tmp_path / "cell.png")] * 2,
+                "vector": pa.array([[1.0, 0.0], [0.9, 0.3]], pa.list_(pa.float32(), 2)),
+            }
+        )
+        vectors = from_table(table, "two cells")
+        return neighbour_sheet(vectors, ["one"], nearest_cells(vectors, ["one"], 1, across=True, centre=False))
+
+    assert (sheet("hospital_b") != sheet("hospital_c")).any()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dorl_jax.cli import main
+from dorl_jax.data.synthetic import write_laboratories
 from dorl_jax.locks import locked
 from dorl_jax.stages import run as stages
 
@@ -43,6 +44,17 @@ def test_what_a_stage_needs_is_not_removed_first(tmp_path, prepare, capsys):
     assert main(["extract", *prepare[1:], "--redo", "prepare"]) == 2
     assert "--redo prepare would remove what extract needs" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_mistake_that_made_nothing_can_be_mended(tmp_path, prepare, capsys):
+    cells = write_laboratories(tmp_path / "cells", cells_per_class=1)
+    wrong = [*prepare, "--source", "folder", "--root", str(tmp_path / "cell")]
+    assert main(wrong) == 2
+    assert "no data folder at" in capsys.readouterr().err
+    assert main([*wrong[:-1], str(cells)]) == 0
+    # What did make something stays as it was made.
+    assert main(wrong) == 2
+    assert "made with other settings of prepare: root" in capsys.readouterr().err
 
 
 def test_what_cannot_be_removed_is_not_taken_for_new(tmp_path, prepare, capsys, monkeypatch):

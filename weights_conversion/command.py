@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from dorl_jax.config import SETTINGS_FILE
 from dorl_jax.errors import InputError
 from dorl_jax.models import (
     DORL_PIXEL_MEAN,
@@ -103,6 +104,11 @@ def run(options: argparse.Namespace) -> None:
     into_file = options.to is not None and options.to.suffix in WRITTEN
     _check_places(options, into_file)
     rows: list[Row] = []
+    if (options.source / SETTINGS_FILE).is_file():
+        segmenter, autoencoder = (options.source / stage / "model" for stage in ("finetune_sam", "train_cae"))
+        raise InputError(
+            f"{options.source} is the folder of a run: give one of its models, {segmenter} or {autoencoder}"
+        )
     from_folder = (options.source / "model.json").is_file()
     if from_folder:
         _refuse(options, (*_FOR_CHECKPOINTS, *_FOR_LORA, "heads"), f"the model folder {options.source}")

@@ -30,7 +30,9 @@ _FORMS = {
 
 def add_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
     """What the stages `embed` and `extract` take when they are given images rather than a run's own cells."""
-    each = "one vector an image" if stage == "embed" else "features, crop and mask of every image, in a store"
+    each = "features, crop and mask of every image, in a store"
+    if stage == "embed":  # whose setting above is of a run's own cells
+        each = f"one vector an image, {EmbedJob.batch_size} images a step unless --batch-size says otherwise"
     group = parser.add_argument_group("images of your own", f"{each}; shares may be done by many processes")
     group.add_argument(
         "images",

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 IMAGES = "images.parquet"
 """In the store that `extract_images` writes."""
 
+_DOING = {"embed": "embedding", "extract": "extracting"}
 # Images that are read to tell how long all will take.
 _PROBED = 8
 
@@ -239,7 +240,7 @@ def _do_missing(
         workers=job.workers,
     )
     start = time.perf_counter()
-    with tqdm(total=total, desc=f"{what.removesuffix('e')}ing", unit="image", disable=not progress) as bar:
+    with tqdm(total=total, desc=_DOING[what], unit="image", disable=not progress) as bar:
         for number, rows in joined(engine.run(batches), missing, shard_size, job.batch_size, bar):
             failed = {row: str(reason) for row, reason in enumerate(rows.reason) if reason}
             if field is not None:

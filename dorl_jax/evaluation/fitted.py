@@ -126,7 +126,11 @@ def fit_classifier(
     if (unlabelled is not None) != (adaptation in TRAINING_ON):
         raise InputError(
             f"the adaptation {adaptation!r} "
-            + ("takes no unlabelled cells" if unlabelled is not None else "needs unlabelled cells to train on")
+            + (
+                f"takes no unlabelled cells (--adapt-to): {' and '.join(TRAINING_ON)} do"
+                if unlabelled is not None
+                else "needs unlabelled cells to train on: name their vectors with --adapt-to"
+            )
         )
     if rounds < 1:
         raise InputError(f"rounds = {rounds}: at least 1 is needed")

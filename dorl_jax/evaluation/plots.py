@@ -6,6 +6,7 @@ Classes and laboratories differ in colour (Okabe and Ito's palette, safe for the
 
 import io
 import math
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,11 +67,14 @@ def heat_maps(
     columns = min(3, len(scores))
     rows = math.ceil(len(scores) / columns)
     panel = min(max(0.68 * n, 1.8), 9.2 / columns)
-    figure = Figure(figsize=(panel * columns + 1.7, (panel * (n + 1.3) / n + 0.4) * rows + 0.9), layout="constrained")
+    titles = [_wrapped(name, panel) for name in scores]
+    above = 0.4 + 0.17 * max(0, *(title.count("\n") - 1 for title in titles))
+    size = (panel * columns + 1.7, (panel * (n + 1.3) / n + above) * rows + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
     grid = np.atleast_2d(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False))
     for axes in grid.flat[len(scores) :]:
         axes.set_visible(False)
-    for index, (name, values) in enumerate(scores.items()):
+    for index, values in enumerate(scores.values()):
         axes = grid.flat[index]
         _matrix(axes, values, theme, annotate=panel / n >= 0.3)
         axes.imshow(floors[None], extent=(-0.5, n - 0.5, n + 0.75, n - 0.25), **_scale(theme))
@@ -80,13 +84,20 @@ def heat_maps(
             axes.add_patch(_outline(i, theme))
         axes.set_xlim(-0.5, n - 0.5)
         axes.set_ylim(n + 0.75, -0.5)
-        axes.set_title(name, fontsize=_SIZE + 1, color=theme.ink, fontweight="bold")
+        axes.set_title(titles[index], fontsize=_SIZE + 1, color=theme.ink, fontweight="bold")
         axes.set_xticks(range(n), laboratories, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks([*range(n), n + 0.25], [*laboratories, "majority floor"])
         axes.tick_params(labelbottom=index + columns >= len(scores), labelleft=index % columns == 0)
     figure.supxlabel("tested on", fontsize=_SIZE, color=theme.muted)
     figure.supylabel("trained on", fontsize=_SIZE, color=theme.muted)
     return _png(figure)
+
+
+def on_white(png: bytes) -> bytes:
+    """The picture on a white ground: of a file that is opened alone a dark viewer would show dark ink on dark."""
+    with Image.open(io.BytesIO(png)) as image:
+        drawn = image.convert("RGBA")
+    return image_png(np.asarray(Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")))
 
 
 def confusion_grid(
@@ -267,8 +278,9 @@ def few_cell_curves(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[floa
             spine.set_color(theme.line)
     figure.supxlabel("unlabelled cells of the target", fontsize=_SIZE, color=theme.muted)
     handles, names = grid.flat[0].get_legend_handles_labels()
+    # Above: below it would lie on the label of the axes, for which no room is made there.
     figure.legend(
-        handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=_SIZE, labelcolor=theme.ink
+        handles, names, loc="outside upper center", ncols=4, frameon=False, fontsize=_SIZE, labelcolor=theme.ink
     )
     return _png(figure)
 
@@ -363,6 +375,12 @@ def _scale(theme: Theme) -> dict[str, Any]:
     return {"cmap": ramp, "vmin": 0.0, "vmax": 1.0, "aspect": "equal"}
 
 
+def _wrapped(title: str, inches: float) -> str:
+    """The title of a panel in lines as wide as it, but for a longer word."""
+    letters = int(72 * inches / (0.58 * (_SIZE + 1)))  # 0.58: width over size of a bold letter, on average
+    return "\n".join(textwrap.fill(line, letters, break_long_words=False) for line in title.split("\n"))
+
+
 def _matrix(axes: Axes, values: Float[np.ndarray, "r c"], theme: Theme, annotate: bool) -> None:
     axes.imshow(values, **_scale(theme))
     if annotate:
@@ -391,6 +409,8 @@ def _frame(axes: Axes, theme: Theme) -> None:
 
 def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
+    # Laid out twice: what is square shrinks only after a first layout has given its title room.
+    figure.draw_without_rendering()
     # No version in the file: the same run gives the same bytes.
     figure.savefig(file, format="png", dpi=_DPI, transparent=True, metadata={"Software": None})
     return file.getvalue()

@@ -135,7 +135,7 @@ def evaluate_methods(
     with replacing(out / "heat_maps.png") as partial:
         laboratories = list(evaluation.laboratories)
         drawn = plots.heat_maps(panels(evaluation, ranking), laboratories, evaluation.floors(), plots.LIGHT)
-        partial.write_bytes(drawn)
+        partial.write_bytes(plots.on_white(drawn))
     # Last, as it marks the stage as done.
     write_text(out / "summary.json", json.dumps(evaluation.to_summary(), indent=1, ensure_ascii=False) + "\n")
     return evaluation

@@ -32,7 +32,8 @@ class DataSettings(Settings):
         "synthetic", "'folder' reads `root`; 'synthetic' draws cells of laboratories that do not exist"
     )
     root: str = setting(
-        "", "folder with a sub-folder and labels.csv for each laboratory; ${NAME} is an environment variable"
+        "",
+        "folder of laboratories, in any form that `dorl-jax data check` takes; ${NAME} is an environment variable",
     )
     laboratories: tuple[str, ...] = setting((), "sub-folders to read; empty for all")
     unseen: tuple[str, ...] = setting(
@@ -43,6 +44,19 @@ class DataSettings(Settings):
     synthetic_laboratories: int = setting(2, "number of synthetic laboratories", least=1)
     synthetic_cells: int = setting(24, "synthetic cells of each class in each laboratory", least=1)
     synthetic_seed: int = setting(0, "seed of the synthetic cells", least=0)
+
+    def __post_init__(self) -> None:
+        """Refuse, besides, a folder that would not be read: the run would be one of drawn cells.
+
+        Raises:
+          InputError: see `Settings`; a `root` beside `source = "synthetic"`.
+        """
+        super().__post_init__()
+        if self.root and self.source == "synthetic":
+            raise InputError(
+                f"root = {self.root!r} is not read with source = 'synthetic', the default: add source = 'folder', or "
+                "leave root out"
+            )
 
 
 def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Manifest:

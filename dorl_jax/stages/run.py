@@ -297,7 +297,8 @@ def _forget(folder: Path, stages: Sequence[Stage]) -> None:
 def _refuse_other_settings(run: Run, stages: Sequence[Stage]) -> None:
     for stage in stages:
         state = _read_state(run.folder, stage)
-        if state is None:
+        # A stage that was refused before it wrote anything, for a wrong path say, has made nothing with any settings.
+        if state is None or not (state["done"] or _has_written(run.folder / stage.folder)):
             continue
         changed = differences(state["settings"], run.tree(stage))
         if state["version"] != __version__:
@@ -307,6 +308,10 @@ def _refuse_other_settings(run: Run, stages: Sequence[Stage]) -> None:
                 f"{run.folder} was made with other settings of {stage.name}: {name_some(changed)}. "
                 f"Choose another --run folder, or do {stage.name} and what follows again with --redo {stage.name}"
             )
+
+
+def _has_written(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _state_file(folder: Path, stage: Stage) -> Path:

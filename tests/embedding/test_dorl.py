@@ -128,6 +128,12 @@ def test_a_run_is_loaded(tmp_path: Path, images: Path) -> None:
     assert changed["autoencoder"] != own.provenance["weights"]["autoencoder"]
 
 
+def test_a_run_that_is_not_trained_to_its_end(tmp_path: Path) -> None:
+    (save_small_run(tmp_path) / "train_cae" / "model" / "model.json").unlink()
+    with pytest.raises(InputError, match=r"not trained to its end: .*train_cae/model; `dorl-jax run --run"):
+        DoRL.load(tmp_path)
+
+
 def held(dorl: DoRL) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state((dorl.lora_sam, dorl.cae))))
 

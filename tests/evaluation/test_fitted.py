@@ -152,9 +152,9 @@ def test_a_cell_that_is_given_twice_is_compared_with_once() -> None:
 
 def test_adaptations_that_do_not_fit() -> None:
     vectors = make_vectors()
-    with pytest.raises(InputError, match="'co_training' needs unlabelled cells"):
+    with pytest.raises(InputError, match="'co_training' needs unlabelled cells .* --adapt-to"):
         fit_classifier(vectors, "mlp", adaptation="co_training")
-    with pytest.raises(InputError, match="'own' takes no unlabelled cells"):
+    with pytest.raises(InputError, match="'own' takes no unlabelled cells .* self_training and co_training do"):
         fit_classifier(vectors, "mlp", adaptation="own", unlabelled=vectors)
     with pytest.raises(InputError, match="svm_linear gives no probabilities"):
         fit_classifier(vectors, "svm_linear", adaptation="self_training", unlabelled=vectors)

@@ -1,8 +1,11 @@
 import io
+import itertools
 import warnings
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -103,6 +106,50 @@ def test_heat_map_is_darker_ink_where_accuracy_is_higher(theme):
     assert low.sum() / high.sum() == pytest.approx(2, rel=0.15)
     rows, columns = np.nonzero(high)
     assert np.corrcoef(rows, columns)[0, 1] > 0.6
+
+
+def test_on_white_what_was_drawn_stays_and_nothing_shines_through():
+    transparent = plots.heat_maps({"SVM": np.eye(2)}, ["a", "b"], np.zeros(2), plots.LIGHT)
+    before, after = pixels(transparent), pixels(plots.on_white(transparent))
+    assert (before[..., 3] == 0).any()
+    share = before[..., 3:] / 255
+    np.testing.assert_allclose(after[..., :3], share * before[..., :3] + (1 - share) * 255, atol=1)
+    assert (after[..., 3] == 255).all()
+
+
+@pytest.mark.parametrize("laboratories", [2, 4])
+def test_titles_of_heat_maps_are_neither_cut_nor_over_each_other(monkeypatch, laboratories):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *file, **how: figures.append(figure))
+    names = [f"hospital_{number}" for number in range(laboratories)]
+    titles = ["this run, self_training\nunlabelled target", "colour_texture, co_training\nunlabelled target"]
+    for given in (
+        ["random forest", "logistic regression, balanced"],
+        titles,
+        [*titles, "logistic regression, balanced"],
+    ):
+        plots.heat_maps({title: np.eye(laboratories) for title in given}, names, np.zeros(laboratories), plots.LIGHT)
+        figure = figures.pop()
+        figure.draw_without_rendering()
+        boxes = [axes.title.get_window_extent() for axes in figure.axes]
+        assert len(boxes) == len(given)
+        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+        assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize("laboratories", [2, 9])
+def test_nothing_is_written_over_the_names_of_few_cell_curves(monkeypatch, laboratories):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *file, **how: figures.append(figure))
+    curves = {f"hospital_{number}": {0: [0.2], 5: [0.3, 0.4], 10: [0.5]} for number in range(laboratories)}
+    plots.few_cell_curves({"ours: accuracy": curves, "ours: macro-F1": curves}, plots.LIGHT)
+    (figure,) = figures
+    figure.draw_without_rendering()
+    names = figure.legends[0].get_window_extent()
+    inside = [one for axes in figure.axes for one in axes.get_children() if isinstance(one, Text) and one.get_text()]
+    assert len(inside) == 2  # the titles
+    assert len(figure.texts) == 1  # what the axes count
+    assert not any(names.overlaps(one.get_window_extent()) for one in [*figure.texts, *inside])
 
 
 @pytest.mark.parametrize("classes", [2, 13])

@@ -5,9 +5,11 @@ import csv
 import pytest
 from PIL import Image
 
+from dorl_jax import config
 from dorl_jax.data.synthetic import write_laboratories
 from dorl_jax.errors import InputError
 from dorl_jax.stages.prepare import DataSettings, prepare
+from dorl_jax.stages.run import RunSettings
 
 
 @pytest.fixture
@@ -48,6 +50,14 @@ def test_unusable_files_are_left_out_and_listed(root, tmp_path, caplog):
     for name, reason in spoilt.items():
         assert re.search(reason, failures[name]), failures[name]
     assert "left out 3 of 50 cells" in caplog.text
+
+
+def test_a_folder_that_would_not_be_read_is_refused(root, tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text(f'[data]\nroot = "{root}"\n')
+    with pytest.raises(InputError, match=r"source = 'synthetic', the default: add source = 'folder'"):
+        config.load(RunSettings, file)
+    assert config.load(RunSettings, file, {"data.source": "folder"}).data.root == str(root)
 
 
 def test_strict_stops_at_them(root, tmp_path):

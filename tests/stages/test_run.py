@@ -159,6 +159,10 @@ def test_help_explains(stage, capsys):
     if stage == "train-cae":
         assert "--mask-ratio" in text
         assert "share of the tokens hidden from the encoder" in " ".join(text.split())
+    if stage == "evaluate":
+        shown = " ".join(text.split())
+        assert '(default: ["none", "own"])' in shown  # as it would be typed
+        assert "no adaptation (default: false)" in shown
     if stage == "baselines":
         assert "--resnet.learning-rate VALUE of AdamW, falling to 0 with a cosine" in " ".join(text.split())
 

@@ -89,6 +89,9 @@ def test_long_captions_keep_to_their_tile_and_keep_their_number():
     assert cut.startswith("a laboratory")
     assert cut.endswith("… 0.93")
     assert TILE - 12 < width_of(cut) <= TILE
+    cut = cut_to_width("a_laboratory_of_a_very_long_name", TILE)
+    assert cut.endswith("…")
+    assert TILE - 12 < width_of(cut) <= TILE
     images, none = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8), bool)
     sheet = mask_sheet(images, none, none, ["a laboratory of a very long name 0.93", ""])
     assert (sheet[TOP + TILE + 1 :, LEFT + TILE :] == 255).all()

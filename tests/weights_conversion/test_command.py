@@ -143,6 +143,12 @@ def test_what_no_file_holds_is_told(sam, lora, tmp_path, capsys):
     assert "not in the file" not in capsys.readouterr().out
 
 
+def test_a_run_holds_two_models(tmp_path, capsys):
+    (tmp_path / "settings.toml").touch()
+    assert convert(tmp_path, "--check") == 2
+    assert f"models, {tmp_path}/finetune_sam/model or {tmp_path}/train_cae/model" in capsys.readouterr().err
+
+
 def test_other_files(lora, tmp_path, capsys):
     assert convert(lora, "--check") == 2
     assert "give the SAM checkpoint it belongs to, and --lora" in capsys.readouterr().err

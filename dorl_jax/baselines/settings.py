@@ -49,8 +49,8 @@ class ResNetSettings(Settings):
 
     sources: Literal["one", "others", "both"] = setting(
         "both",
-        "what networks are trained on: one laboratory, for pairs; all but the tested one; or both. Of all but one those "
-        "alone are made that leave out a laboratory of data.unseen, where there is any",
+        "what networks are trained on: one laboratory, for pairs; all but the tested one; or both. Of all but one "
+        "those alone are made that leave out a laboratory of data.unseen, where there is any",
     )
 
     steps: int = setting(1000, "optimiser steps of each network", least=1)

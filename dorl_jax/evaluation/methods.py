@@ -83,8 +83,8 @@ def align(methods: Sequence[Method]) -> tuple[Latents, list[Run]]:
             left_out = _left_out(one, laboratories) if several else []
             if one.serves and not laboratories_of(one.serves, laboratories):
                 raise InputError(
-                    f"method {method.name!r} has vectors for classifiers trained on {one.serves!r}, which is neither one "
-                    f"of the laboratories ({name_some(laboratories, 10)}) nor all but one"
+                    f"method {method.name!r} has vectors for classifiers trained on {one.serves!r}, which is neither "
+                    f"one of the laboratories ({name_some(laboratories, 10)}) nor all but one"
                 )
             runs.append(
                 Run(

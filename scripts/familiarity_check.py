@@ -27,8 +27,8 @@ def check(vectors: Vectors, seed: int = 0) -> list[str]:
     laboratories = vectors.texts("laboratory")
     names, counts = np.unique(laboratories, return_counts=True)
     if len(names) < 2 or counts.min() < 2 * FEWEST:
-        there = name_some((f"{name} ({count} cells)" for name, count in zip(names, counts, strict=True)), 20)
-        raise InputError(f"two laboratories or more are needed, each of {2 * FEWEST} cells or more; there is {there}")
+        found = name_some((f"{name} ({count} cells)" for name, count in zip(names, counts, strict=True)), 20)
+        raise InputError(f"two laboratories or more are needed, each of {2 * FEWEST} cells or more; there is {found}")
     rng = np.random.default_rng(seed)
     learned = np.zeros(len(vectors), bool)
     for name in names:

@@ -29,8 +29,8 @@ def segmentation_loss(
       logits: class scores.
       labels: class indices.
       dice_weight: share of Dice in the loss.
-      class_weights: of each class; None for 1. Cross-entropy is their weighted mean over the pixels, Dice the mean over
-        the classes of weight times Dice.
+      class_weights: of each class; None for 1. Cross-entropy is their weighted mean over the pixels (0 where none of
+        them weighs anything), Dice the mean over the classes of weight times Dice.
 
     Returns:
       "loss", "ce", "dice".
@@ -40,7 +40,8 @@ def segmentation_loss(
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     targets = jax.nn.one_hot(labels, logits.shape[-1])
     weighted = targets * weights
-    ce = -jnp.sum(weighted * log_probabilities) / jnp.sum(weighted)
+    # Without a pixel that weighs (weights 0 and 1, and no cell in a small batch) it is 0, and no NaN.
+    ce = -jnp.sum(weighted * log_probabilities) / jnp.maximum(jnp.sum(weighted), jnp.finfo(jnp.float32).tiny)
     probabilities = jnp.exp(log_probabilities)
     pixels = (0, 1, 2)
     overlap = jnp.sum(probabilities * targets, pixels)

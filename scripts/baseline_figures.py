@@ -20,15 +20,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from recipe_figures import Score, across, in_domain, score
+from recipe_figures import Score, across, in_domain, left_unseen, score
 
 from dorl_jax import config
 from dorl_jax.baselines.settings import BASELINES, BaselineSettings
 from dorl_jax.data.manifest import load_cells
+from dorl_jax.errors import InputError
 from dorl_jax.evaluation.latents import Latents
-from dorl_jax.evaluation.sources import all_but
+from dorl_jax.evaluation.sources import all_but, laboratories_of
 from dorl_jax.stages.baselines import baselines, read_baseline
-from dorl_jax.stages.run import RunSettings
 
 _SCALINGS = ("source", "own", "self-training", "co-training")
 
@@ -46,8 +46,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--held-out", action="store_true", help="test the laboratories that a run has not seen")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the baselines")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings of the baselines"
+    )
     options = parser.parse_args()
+    bare = [text for text in options.set if "=" not in text]
+    if bare:
+        raise InputError(f"--set {bare[0]}: expected KEY=VALUE")
     settings = config.build(Settings, {}, dict(text.partition("=")[::2] for text in options.set)).baselines
     settings = replace(settings, names=settings.names or tuple(BASELINES))
     if options.held_out:
@@ -73,7 +78,7 @@ def seen(runs: Sequence[Path], settings: BaselineSettings) -> None:
 
 def held_out(runs: Sequence[Path], settings: BaselineSettings) -> None:
     """A row a baseline, a column a laboratory that a run has not seen."""
-    unseen = {run: config.load(RunSettings, run / config.SETTINGS_FILE).data.unseen for run in runs}
+    unseen = {run: left_unseen(run) for run in runs}
     print(f"| baseline | {' | '.join(name for names in unseen.values() for name in names)} | mean |")
     print("|---|" + "---:|" * (1 + sum(map(len, unseen.values()))))
     for name in settings.names:
@@ -81,13 +86,25 @@ def held_out(runs: Sequence[Path], settings: BaselineSettings) -> None:
         for run, targets in unseen.items():
             vectors = made(run, settings, name, targets)
             ask = from_most if name == "majority" else partial(across, scaling="source")
-            for target in targets:
-                of_target = vectors.get("", vectors.get(all_but(target)))
-                if of_target is None:
-                    sys.exit(f"error: {name} of {run} has no vectors for {all_but(target)}")
-                rest = sorted(set(of_target.laboratories.tolist()) - set(targets))
-                scores.append(ask(of_target, rest, target))
+            names = np.unique(next(iter(vectors.values())).laboratories).tolist()
+            rest = [one for one in names if one not in targets]
+            of_rest = serving(vectors, rest)
+            if of_rest is None:
+                raise InputError(
+                    f"{name} of {run} has no vectors that have learned from {', '.join(rest)} alone: leave it out, or "
+                    f"set baselines.{name}.sources to 'both'"
+                )
+            scores += [ask(of_rest, rest, target) for target in targets]
         print(f"| {name} | {' | '.join(spread([[score]]) for score in scores)} | {spread([scores])} |", flush=True)
+
+
+def serving(vectors: dict[str, Latents], sources: Sequence[str]) -> Latents | None:
+    """Those that know the labels of no laboratory, or of just these; None where there are none."""
+    for source, latents in vectors.items():
+        names = np.unique(latents.laboratories).tolist()
+        if not source or set(laboratories_of(source, names)) == set(sources):
+            return latents
+    return None
 
 
 def made(run: Path, settings: BaselineSettings, name: str, unseen: Sequence[str] = ()) -> dict[str, Latents]:
@@ -140,4 +157,7 @@ def spread(of_runs: Sequence[Sequence[Score]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -53,8 +53,9 @@ def main() -> None:
                 write_rows(options.out / "benchmark.csv", rows, ("task", "contestant"))
                 write_rows(options.out / "ratios.csv", ratios, ("task", "peer", "dtype"))
         print_tables(rows, ratios, f"{_processor()}, {options.threads} threads, {options.pairs} pairs")
-        if options.out:
-            draw(read_rows(options.out / "ratios.csv"), options.out / "speed.png")
+        drawn = read_rows(options.out / "ratios.csv") if options.out else []
+        if drawn:  # without a peer there is no ratio
+            draw(drawn, options.out / "speed.png")
     except InputError as error:
         sys.exit(f"error: {error}")
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +187,17 @@ def write_inputs(variant: str, folder: Path, data: str, count: int) -> None:
     root = Path(data) if data else write_laboratories(folder / "drawn", cells_per_class=2)
     manifest = make_manifest(open_laboratories(root), load_taxonomy("five_classes"))
     (folder / "images").mkdir()
-    of_each = [manifest.of(name) for name in manifest.laboratories]
-    in_turn = (cell for cell in itertools.chain(*itertools.zip_longest(*of_each)) if cell is not None)
-    for place, cell in enumerate(itertools.islice(in_turn, count)):
+    for place, cell in enumerate(in_turn([manifest.of(name) for name in manifest.laboratories], count)):
         shutil.copy(str(cell.image), folder / "images" / f"{place:05d}{Path(str(cell.image)).suffix}")
+
+
+def in_turn(of_each: Sequence[Sequence[Any]], count: int) -> list[Any]:
+    """So many cells, of one laboratory after the other; they come again where there are fewer.
+
+    Rates are of `count` images, so that fewer would pass for faster.
+    """
+    cells = [cell for cell in itertools.chain(*itertools.zip_longest(*of_each)) if cell is not None]
+    return list(itertools.islice(itertools.cycle(cells), count))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from dorl_jax.data.loader import image_batches, segmentation_batches
 from dorl_jax.data.manifest import Cell, make_manifest
 from dorl_jax.data.synthetic import write_laboratories
 from dorl_jax.data.taxonomy import load_taxonomy
+from dorl_jax.errors import InputError
 
 BATCH, SIZE = 16, 224
 PAIRS = Augmentation(blur=0.0)
@@ -138,6 +139,9 @@ def race(cells: list[Cell], built: list[Cell], ready: list[Cell], options: argpa
     warm = 3 * max(1, workers)
     for task, members in tasks.items():
         pairs = task == "pairs"
+        if not members[0]:
+            print("pairs is left out: no cell has a mask", file=sys.stderr)
+            continue
         # Over and over, so that a round lasts for seconds.
         files, packed, sized = (
             list(itertools.islice(itertools.cycle(part), (options.batches + warm) * BATCH)) for part in members
@@ -256,4 +260,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -18,6 +18,8 @@ def read_rows(path: Path) -> list[Row]:
 
 def write_rows(path: Path, rows: Sequence[Row], keys: Sequence[str]) -> None:
     """Write a CSV; of what is in it already, rows with other keys stay."""
+    if not rows:
+        return
     new = {tuple(row[key] for key in keys) for row in rows}
     kept = [row for row in read_rows(path) if tuple(row[key] for key in keys) not in new]
     every = sorted([*kept, *rows], key=lambda row: [row[key] for key in keys])

@@ -10,6 +10,7 @@ same settings; classifier and scalings are those of `recipe_figures.py`.
 """
 
 import argparse
+import sys
 from collections import defaultdict
 from itertools import combinations, permutations
 from pathlib import Path
@@ -56,6 +57,10 @@ def score_all(runs: list[Path]) -> tuple[Found, list[str], list[str]]:
         own = list(latents.parts or {})
         combined = ["+".join(some) for size in range(1, len(own) + 1) for some in combinations(own, size)]
         here = np.unique(latents.laboratories).tolist()
+        if not own:
+            raise InputError(f"the vectors of {run} have no parts to choose from")
+        if len(here) < 3:
+            raise InputError(f"{run} has {len(here)} laboratories: to choose on the others takes at least three")
         if names and (names, laboratories) != (combined, here):
             raise InputError(f"{run} has other parts or laboratories than {runs[0]}: give seeds of one run")
         names, laboratories = combined, here
@@ -67,8 +72,6 @@ def score_all(runs: list[Path]) -> tuple[Found, list[str], list[str]]:
         for parts in tqdm(names, desc=run.name, unit="combination"):
             for sources, target in tests:
                 found[parts, sources, target].append(across(of_parts[parts], sources, target, "co-training"))
-    if len(laboratories) < 3:
-        raise InputError(f"{len(laboratories)} laboratories: to choose on the others takes at least three")
     return found, names, laboratories
 
 
@@ -89,4 +92,7 @@ def shown(value: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -87,6 +87,9 @@ def lower_step(what: StepToCompile, devices: Sequence[Any]) -> LoweredStep:
         raise InputError("--step forward takes no --model, --remat or --accumulate: nothing trains")
     if what.step == "cae" and what.image_size:
         raise InputError("--step cae takes no --image-size: its batches are features")
+    for name, number in (("--batch", what.batch), ("--accumulate", what.accumulate)):
+        if number < 1:
+            raise InputError(f"{name} {number}: at least 1 is needed")
     if what.batch % what.accumulate:
         raise InputError(f"--batch {what.batch} a device does not divide into --accumulate {what.accumulate} parts")
     mesh = make_mesh(what.model, devices)

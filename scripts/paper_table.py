@@ -28,7 +28,7 @@ from dorl_jax.evaluation.protocol import as_original
 from dorl_jax.evaluation.results import Evaluation
 from dorl_jax.files import write_text
 from dorl_jax.stages.embed import embed
-from dorl_jax.stages.evaluate import EvaluateSettings, evaluate_methods
+from dorl_jax.stages.evaluate import EvaluateSettings, evaluate_methods, refuse_untestable
 from dorl_jax.stages.extract import extract
 from dorl_jax.stages.finetune_sam import finetune_sam, split_masked
 from dorl_jax.stages.run import RunSettings
@@ -179,6 +179,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(arguments)
     try:
+        if options.seeds < 1:
+            raise InputError(f"--seeds {options.seeds}: at least 1 is needed")
         overrides = dict(item.split("=", 1) for item in options.set if "=" in item)
         if len(overrides) < len(options.set):
             raise InputError("--set: expected SECTION.KEY=VALUE, each key once")
@@ -187,10 +189,11 @@ def main(arguments: list[str] | None = None) -> int:
         listings = [listing for path in options.masks for listing in open_laboratories(path)]
         masked = make_manifest(listings, load_taxonomy("five_classes"))
         settings = paper_settings(options.sam, masked, cells, overrides)
-        make_vectors(cells, masked, settings, options.out, options.seeds, progress)
-        files = [options.out / f"seed_{seed}" / "embed" / "latents.parquet" for seed in range(options.seeds)]
         judged = as_original(replace(EvaluateSettings(), invariance=False))
         assert isinstance(judged, EvaluateSettings)
+        refuse_untestable(cells, judged)
+        make_vectors(cells, masked, settings, options.out, options.seeds, progress)
+        files = [options.out / f"seed_{seed}" / "embed" / "latents.parquet" for seed in range(options.seeds)]
         methods = [Method("DoRL", tuple(read_latents(file) for file in files))]
         evaluation = evaluate_methods(methods, options.out / "evaluation", judged, progress)
     except InputError as error:

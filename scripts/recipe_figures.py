@@ -18,6 +18,7 @@ laboratories unseen (`data.unseen`), and only these are tested, from all others.
 """
 
 import argparse
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dorl_jax import config
+from dorl_jax.errors import InputError
 from dorl_jax.evaluation.adaptation import ROUNDS, TRAINING_ON, Adaptation, self_train
 from dorl_jax.evaluation.experts import unfitted
 from dorl_jax.evaluation.fitted import in_laboratory_units
@@ -107,11 +109,23 @@ def parts_of(latents: Latents, wanted: Sequence[str]) -> dict[str, Latents]:
     return {name: take_parts(latents, parts_in(name)) for name in names}
 
 
+def left_unseen(run: Path) -> tuple[str, ...]:
+    """Laboratories that the run has not seen.
+
+    Raises:
+      InputError: there is none.
+    """
+    unseen = config.load(RunSettings, run / config.SETTINGS_FILE).data.unseen
+    if not unseen:
+        raise InputError(f"{run} has seen all laboratories (data.unseen is empty): leave --held-out out")
+    return unseen
+
+
 def rows(run: Path, wanted: Sequence[str], held_out: bool) -> Iterator[tuple[str, str, list[Score]]]:
     """(part, what is asked, scores)."""
     latents = read_latents(run / "embed" / "latents.parquet")
     names = list(dict.fromkeys(latents.laboratories.tolist()))
-    unseen = config.load(RunSettings, run / config.SETTINGS_FILE).data.unseen
+    unseen = left_unseen(run) if held_out else ()
     for part, one in parts_of(latents, wanted).items():
         if held_out:
             seen = [name for name in names if name not in unseen]
@@ -155,4 +169,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

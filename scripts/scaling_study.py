@@ -81,7 +81,7 @@ def environment(topology: str) -> dict[str, str]:
     """
     kind, _, shape = topology.partition(":")
     sizes = [int(size) if size.isdecimal() else 0 for size in shape.split("x")]
-    if min(sizes) < 1:
+    if min(sizes) < 1 or (kind == "cpu" and len(sizes) > 1):
         raise InputError(f"topology {topology!r}: expected numbers behind the colon, as in v5e:2x4 or cpu:8")
     if kind == "cpu":
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={sizes[0]}"

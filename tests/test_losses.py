@@ -118,3 +118,13 @@ def test_weights_of_classes_by_loops():
     found = segmentation_loss(jnp.asarray(logits), jnp.asarray(labels), 0.8, weights)
     np.testing.assert_allclose([found["ce"], found["dice"]], [ce, dice], rtol=1e-5)
     np.testing.assert_allclose(found["loss"], 0.2 * ce + 0.8 * dice, rtol=1e-5)
+
+
+def test_a_batch_without_a_class_that_weighs():
+    """Cross-entropy is of no pixel; Dice of the class that is not there stays, and so do finite gradients."""
+    logits = jnp.asarray(np.random.default_rng(6).standard_normal((2, 3, 4, 2)), jnp.float32)
+    labels = jnp.zeros((2, 3, 4), jnp.int32)
+    loss, gradient = jax.value_and_grad(lambda x: segmentation_loss(x, labels, 0.8, (0.0, 1.0))["loss"])(logits)
+    p = np.asarray(jax.nn.softmax(logits))[..., 1]
+    np.testing.assert_allclose(loss, 0.8 * (1 - 1e-5 / ((p**2).sum() + 1e-5)) / 2, rtol=1e-5)
+    assert np.isfinite(gradient).all()

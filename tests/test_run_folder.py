@@ -1,5 +1,6 @@
 """The folder of a run: one process at a time, what cannot be written, and what its log keeps."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,20 @@ def test_the_log_says_why_a_run_ended(tmp_path, prepare, capsys, monkeypatch):
         main(prepare)
     assert "ZeroDivisionError: unforeseen" in (tmp_path / "run" / "log.txt").read_text()
     assert "ZeroDivisionError" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ((), "too few cells for 5 folds"),
+        (("data.synthetic_cells=5", "evaluate.tested=unseen"), "the making of the vectors has seen all cells of cream"),
+        # Of grey, which the training sees, it would be none.
+        (("data.synthetic_cells=5", "data.unseen=['cream']", "evaluate.require=held_out"), "on grey .* is no test"),
+    ],
+)
+def test_what_the_last_stage_would_refuse_is_told_before_a_training(tmp_path, prepare, capsys, changes, said):
+    settings = [part for change in changes for part in ("--set", change)]
+    assert main(["run", *prepare[1:], *settings, "--set", "evaluate.adaptations=['none']"]) == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert (tmp_path / "run" / "data" / "cells.parquet").is_file()
+    assert not (tmp_path / "run" / "finetune_sam").exists()

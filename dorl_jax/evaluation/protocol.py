@@ -122,19 +122,12 @@ def judge(
       on_fit: called after every new fit, with its mark.
 
     Raises:
-      InputError: a classifier whose package is missing, vectors that do not belong together, laboratories too small for
-        the folds (see `split_laboratories`), or a test in a looser setting than `require` allows.
+      InputError: see `plan`.
     """
     if settings.parity:
         settings = as_original(settings)
-    for name in settings.classifiers:
-        make_classifier(name, settings.seed)  # a missing package is named before the first fit
-    cells, runs = align(methods)
-    splits = split_laboratories(cells, settings.folds, settings.seed, settings.grouped)
+    cells, runs, splits = plan(methods, settings)
     classes = np.unique(cells.labels)
-    if len(classes) > NOT_TESTED:
-        raise InputError(f"{len(classes)} classes: at most {NOT_TESTED} can be told apart; merge some by a taxonomy")
-    _refuse_loose(runs, splits, settings)
     tasks = [_tasks(run, splits, settings) for run in runs]
     judged = []
     with tqdm(total=sum(map(len, tasks)), desc="evaluate", unit="fit", disable=not progress) as bar:
@@ -160,6 +153,26 @@ def judge(
     notes = _notes(cells, judged, splits, settings)
     evaluation = summarise(tested, cells, splits, settings, settings.ranking_classifier, notes, package_versions())
     return Judgement(evaluation, cells, judged)
+
+
+def plan(methods: Sequence[Method], settings: ProtocolSettings) -> tuple[Latents, list[Run], dict[str, Split]]:
+    """What `judge` tests: the cells, the runs of the methods on them, and the folds of each laboratory.
+
+    Raises:
+      InputError: a classifier whose package is missing, vectors that do not belong together, laboratories too small for
+        the folds (see `split_laboratories`), or a test in a looser setting than `require` allows.
+    """
+    if settings.parity:
+        settings = as_original(settings)
+    for name in settings.classifiers:
+        make_classifier(name, settings.seed)  # a missing package is named before the first fit
+    cells, runs = align(methods)
+    splits = split_laboratories(cells, settings.folds, settings.seed, settings.grouped)
+    classes = len(np.unique(cells.labels))
+    if classes > NOT_TESTED:
+        raise InputError(f"{classes} classes: at most {NOT_TESTED} can be told apart; merge some by a taxonomy")
+    _refuse_loose(runs, splits, settings)
+    return cells, runs, splits
 
 
 def package_versions() -> dict[str, str]:

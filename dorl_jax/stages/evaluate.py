@@ -12,8 +12,10 @@ import msgspec
 import numpy as np
 
 from dorl_jax.config import expand_path
+from dorl_jax.data.manifest import Manifest
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation import plots
+from dorl_jax.evaluation.exposure import what_was_seen
 from dorl_jax.evaluation.few_cells import few_cells
 from dorl_jax.evaluation.heat_maps import panels
 from dorl_jax.evaluation.invariance import MISSING, measure_invariance
@@ -21,7 +23,7 @@ from dorl_jax.evaluation.invariance_columns import InvarianceColumns
 from dorl_jax.evaluation.latents import Latents, read_latents, take_parts
 from dorl_jax.evaluation.methods import Method
 from dorl_jax.evaluation.predictions import write_predictions
-from dorl_jax.evaluation.protocol import Evaluation, Fit, judge
+from dorl_jax.evaluation.protocol import Evaluation, Fit, judge, plan
 from dorl_jax.evaluation.settings import EvaluateSettings, parts_in
 from dorl_jax.evaluation.tables import write_csv, write_tables
 from dorl_jax.files import replacing, write_text
@@ -62,6 +64,38 @@ def evaluate(
     others = [Method(name, vectors) for name, vectors in (baselines or {}).items()]
     methods = [Method(settings.name, (latents,)), *others, *read_methods(settings.beside)]
     return evaluate_methods(methods, out, settings, progress)
+
+
+def refuse_untestable(
+    manifest: Manifest,
+    settings: EvaluateSettings,
+    *,
+    unseen: Sequence[str] = (),
+    labels_seen: bool = False,
+    groups: Mapping[str, str] | None = None,
+) -> None:
+    """Refuse what `evaluate` would of these cells, before a training of hours makes their vectors.
+
+    Args:
+      manifest: the cells.
+      settings: of `evaluate`.
+      unseen, labels_seen: what the trainings will have seen (see `exposure.what_was_seen`).
+      groups: as for `evaluate`.
+
+    Raises:
+      InputError: see `protocol.plan`.
+    """
+    cells = manifest.cells
+    laboratories = np.array([cell.laboratory for cell in cells])
+    stand_in = Latents(
+        ids=np.array([cell.id for cell in cells]),
+        laboratories=laboratories,
+        labels=np.array([cell.label for cell in cells]),
+        vectors=np.zeros((len(cells), 1), np.float32),
+        groups=np.array([cell.whole_group if groups is None else groups.get(cell.id, "") for cell in cells]),
+        seen=what_was_seen(laboratories, unseen, labels_seen),
+    )
+    plan([Method(settings.name, (stand_in,))], settings)
 
 
 def read_methods(named: Sequence[str]) -> list[Method]:

@@ -88,6 +88,16 @@ class FinetuneSettings(TrainingSettings):
     )
     select: str = setting("iou", "number of validation.csv that tells the best checkpoint; empty for the last one")
 
+    def __post_init__(self) -> None:
+        """Refuse a loss of nothing, too.
+
+        Raises:
+          InputError: names the setting.
+        """
+        super().__post_init__()
+        if not any(self.class_weights):
+            raise InputError(f"class_weights = {list(self.class_weights)}: one of them above 0 is needed to learn from")
+
 
 def finetune_sam(manifest: Manifest, out: Path, settings: FinetuneSettings, *, progress: bool = True) -> LoraSam:
     """Train the segmenter on the cells that have a mask, select it on some kept apart, and test it on others.

@@ -93,6 +93,18 @@ class Run:
         """Those of them that trainings may see."""
         return self.cells().without(self.settings.data.unseen)
 
+    @property
+    def labels_seen(self) -> bool:
+        """Whether a training sees the classes of the cells that it may see."""
+        return any("class" in one.balance for one in (self.settings.finetune_sam, self.settings.train_cae))
+
+    def groups(self) -> dict[str, str] | None:
+        """Id -> group of cells that no fold parts; None where the settings ask for none."""
+        settings = self.settings.evaluate
+        if not settings.grouped or settings.parity:
+            return None
+        return cached_groups(self.cells(), self.folder / "evaluation" / "groups.parquet", progress=self.progress)
+
     def mark(self, stage: Stage) -> str:
         """Fingerprint of all a stage's output depends on: its settings and those of the stages before it."""
         before = STAGES[: STAGES.index(stage) + 1]
@@ -144,7 +156,7 @@ def _embed(run: Run) -> Any:
         run.folder / "embed",
         run.settings.embed,
         unseen=run.settings.data.unseen,
-        labels_seen=any("class" in one.balance for one in (run.settings.finetune_sam, run.settings.train_cae)),
+        labels_seen=run.labels_seen,
         provenance=DoRL.load(run.folder).provenance,
         progress=run.progress,
     )
@@ -174,18 +186,28 @@ def _evaluate(run: Run) -> Any:
     settings, out = run.settings.evaluate, run.folder / "evaluation"
     # Files may have been made again with other settings meanwhile; what is right is not.
     _baselines(run)
-    groups = None
-    if settings.grouped and not settings.parity:
-        groups = cached_groups(run.cells(), out / "groups.parquet", progress=run.progress)
     return evaluate(
         run.folder / "embed" / "latents.parquet",
         out,
         settings,
         progress=run.progress,
-        groups=groups,
+        groups=run.groups(),
         baselines={
             name: tuple(read_baseline(run.folder / "baselines", name).values()) for name in run.settings.baselines.names
         },
+    )
+
+
+def _refuse_untestable(run: Run) -> None:
+    from dorl_jax.stages.evaluate import refuse_untestable  # only here, as in `_evaluate`
+
+    settings = run.settings
+    refuse_untestable(
+        run.cells(),
+        settings.evaluate,
+        unseen=settings.data.unseen,
+        labels_seen=run.labels_seen,
+        groups=run.groups(),
     )
 
 
@@ -246,13 +268,15 @@ def run_stages(run: Run, names: list[str] | None = None) -> None:
     it sees earlier or later than the others.
 
     Raises:
-      InputError: a stage that must come first is not done, or what a stage itself refuses; on the other processes, that
-        process 0 failed.
+      InputError: a stage that must come first is not done, or what a stage itself refuses; of `evaluate`, where it is
+        among them, before anything trains; on the other processes, that process 0 failed.
     """
     chosen = [stage for stage in STAGES if names is None or stage.name in names]
     for stage in chosen:
         if not done_by_main(partial(_begin, run, stage)):
             continue
+        if stage.everywhere and stage_named("evaluate") in chosen:
+            done_by_main(partial(_refuse_untestable, run))
         start = time.perf_counter()
         if stage.everywhere:
             stage.work(run)

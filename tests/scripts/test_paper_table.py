@@ -1,5 +1,6 @@
 """The paper's table, end to end, on stand-ins of the same layout; and what it says of figures that are known."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +117,18 @@ def test_a_missing_folder_is_one_line(stand_ins, capsys):
     given[given.index("--out") + 1] = str(stand_ins / "other")
     assert paper_table.main(given) == 2
     assert "no folder or archive at" in capsys.readouterr().err
+
+
+def test_what_the_table_could_not_tell_is_refused_before_a_training(stand_ins, capsys):
+    """No seed, and a set of which no class has a cell for each fold."""
+    given = arguments(stand_ins)
+    given[given.index("--out") + 1] = str(stand_ins / "refused")
+    assert paper_table.main([*given, "--seeds", "0"]) == 2
+    assert "--seeds 0: at least 1 is needed" in capsys.readouterr().err
+    few = shutil.copytree(stand_ins / "sysu3h", stand_ins / "few")
+    for path in few.rglob("[4-9].png"):
+        path.unlink()
+    given[given.index("--sysu3h") + 1] = str(few)
+    assert paper_table.main(given) == 2
+    assert "laboratory 'sysu3h' has too few cells for 5 folds" in capsys.readouterr().err
+    assert not (stand_ins / "refused" / "finetune_sam").exists()

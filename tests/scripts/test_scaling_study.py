@@ -8,10 +8,12 @@ from pathlib import Path
 
 import jax
 import pytest
+from compiled_step import StepToCompile, lower_step
 from flax import nnx
 from hlo_collectives import Collective, collectives, costly_operations, estimated_cycles, holds_square
 from tpu_chips import CHIPS, efficiency, network_seconds, roofline
 
+from dorl_jax.errors import InputError
 from dorl_jax.models import Cae, CaeConfig, LoraConfig, LoraSam, Sam, SamConfig
 from dorl_jax.models.abstract import abstract_model
 
@@ -94,6 +96,7 @@ def test_bad_options_are_refused_by_name():
         ((), "--topology"),
         (("--topology", "v9:2x4"), "v9:2x4"),
         (("--topology", "cpu:many"), "cpu:many"),
+        (("--topology", "cpu:2x4"), "cpu:2x4"),
         (
             ("--topology", "cpu:1", "--step", "forward", "--accumulate", "2"),
             "takes no --model, --remat or --accumulate",
@@ -104,6 +107,12 @@ def test_bad_options_are_refused_by_name():
         assert ran.returncode == 1
         assert words in ran.stderr
         assert "Traceback" not in ran.stderr
+
+
+def test_a_step_of_nothing_is_refused():
+    for changes, words in (({"accumulate": 0}, "--accumulate 0"), ({"batch": 0}, "--batch 0")):
+        with pytest.raises(InputError, match=words):
+            lower_step(StepToCompile(variant="tiny", **changes), jax.devices())
 
 
 TEXT = """\

@@ -117,6 +117,8 @@ def test_choices_that_cannot_be(cells: Manifest, tmp_path: Path) -> None:
         finetune_sam(cells, tmp_path, FinetuneSettings(**USUAL | {"image_size": 63}), progress=False)
     with pytest.raises(InputError, match="matches no parameter"):
         finetune_sam(cells, tmp_path, FinetuneSettings(**USUAL, freeze=("sam.image_encodr.*",)), progress=False)
+    with pytest.raises(InputError, match=r"class_weights = \[0.0, 0.0\]: one of them above 0"):
+        FinetuneSettings(**USUAL, class_weights=(0.0, 0.0))
 
 
 def test_statistics_are_of_images_in_their_light(cells: Manifest) -> None:

@@ -1,15 +1,15 @@
 """What baselines learn from: the cells of a run as the stage `extract` left them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from dorl_jax.data.manifest import Manifest
-from dorl_jax.evaluation.exposure import what_was_seen
 from dorl_jax.evaluation.latents import Latents
+from dorl_jax.evaluation.of_cells import latents_of
 from dorl_jax.evaluation.sources import laboratories_of
 from dorl_jax.store import Rows, Store
 
@@ -46,11 +46,6 @@ class Cells:
     def labels(self) -> np.ndarray:
         """Names of the common classes, one a cell."""
         return np.array([cell.label for cell in self.manifest.cells])
-
-    @property
-    def groups(self) -> np.ndarray:
-        """Names, one a cell; "" for a cell on its own."""
-        return np.array([cell.whole_group for cell in self.manifest.cells])
 
     @property
     def training(self) -> list[int]:
@@ -91,20 +86,12 @@ class Cells:
           source: whose labels they know, a laboratory or `all_but` one; "" for none.
           parts: what they are made of: name -> numbers; None for one.
         """
-        laboratories = self.laboratories
         known = laboratories_of(source, self.manifest.laboratories)
         # The segmenter, at least, was trained on the others.
-        seen = what_was_seen(laboratories, self.unseen, self.labels_seen)
-        return Latents(
-            ids=np.array(self.ids),
-            laboratories=laboratories,
-            labels=self.labels,
-            vectors=np.asarray(vectors, np.float32),
-            groups=self.groups,
-            seen=np.where(np.isin(laboratories, known), "labelled", seen),
-            parts=parts,
-            serves=source,
-        )
+        latents = latents_of(self.manifest, np.asarray(vectors, np.float32), self.unseen, self.labels_seen)
+        assert latents.seen is not None
+        seen = np.where(np.isin(latents.laboratories, known), "labelled", latents.seen)
+        return replace(latents, seen=seen, parts=parts, serves=source)
 
 
 def open_cells(manifest: Manifest, store_folder: Path, unseen: Sequence[str] = (), labels_seen: bool = False) -> Cells:

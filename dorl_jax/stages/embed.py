@@ -1,7 +1,7 @@
 """Stage 5: one vector a cell. Store -> latent vectors in Parquet."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from dorl_jax.config import Settings, setting
 from dorl_jax.data.manifest import Manifest
 from dorl_jax.data.views import small_crop
-from dorl_jax.evaluation.exposure import what_was_seen
-from dorl_jax.evaluation.latents import Latents, write_latents
+from dorl_jax.evaluation.latents import write_latents
+from dorl_jax.evaluation.of_cells import latents_of
 from dorl_jax.models import Cae
 from dorl_jax.models.layers import AnyArray
 from dorl_jax.store import Store
@@ -79,15 +79,6 @@ def embed(
             vectors.append(np.asarray(_encode(model, batch))[:count])
             bar.update(count)
     path = out / "latents.parquet"
-    laboratories = np.array([cell.laboratory for cell in manifest.cells])
-    latents = Latents(
-        ids=np.array(store.ids),
-        laboratories=laboratories,
-        labels=np.array([cell.label for cell in manifest.cells]),
-        vectors=np.concatenate(vectors),
-        groups=np.array([cell.whole_group for cell in manifest.cells]),
-        seen=what_was_seen(laboratories, unseen, labels_seen),
-        parts=model.config.part_sizes,
-    )
-    write_latents(latents, path, provenance)
+    latents = latents_of(manifest, np.concatenate(vectors), unseen, labels_seen)
+    write_latents(replace(latents, parts=model.config.part_sizes), path, provenance)
     return path

@@ -15,13 +15,13 @@ from dorl_jax.config import expand_path
 from dorl_jax.data.manifest import Manifest
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation import plots
-from dorl_jax.evaluation.exposure import what_was_seen
 from dorl_jax.evaluation.few_cells import few_cells
 from dorl_jax.evaluation.heat_maps import panels
 from dorl_jax.evaluation.invariance import MISSING, measure_invariance
 from dorl_jax.evaluation.invariance_columns import InvarianceColumns
 from dorl_jax.evaluation.latents import Latents, read_latents, take_parts
 from dorl_jax.evaluation.methods import Method
+from dorl_jax.evaluation.of_cells import latents_of
 from dorl_jax.evaluation.predictions import write_predictions
 from dorl_jax.evaluation.protocol import Evaluation, Fit, judge, plan
 from dorl_jax.evaluation.settings import EvaluateSettings, parts_in
@@ -58,9 +58,7 @@ def evaluate(
     Raises:
       InputError: latents that cannot be read or judged, or that lack a part in `settings.parts`.
     """
-    latents = read_latents(latents_path)
-    if groups is not None:
-        latents = replace(latents, groups=np.array([groups.get(id, "") for id in latents.ids.tolist()]))
+    latents = _regrouped(read_latents(latents_path), groups)
     others = [Method(name, vectors) for name, vectors in (baselines or {}).items()]
     methods = [Method(settings.name, (latents,)), *others, *read_methods(settings.beside)]
     return evaluate_methods(methods, out, settings, progress)
@@ -85,16 +83,8 @@ def refuse_untestable(
     Raises:
       InputError: see `protocol.plan`.
     """
-    cells = manifest.cells
-    laboratories = np.array([cell.laboratory for cell in cells])
-    stand_in = Latents(
-        ids=np.array([cell.id for cell in cells]),
-        laboratories=laboratories,
-        labels=np.array([cell.label for cell in cells]),
-        vectors=np.zeros((len(cells), 1), np.float32),
-        groups=np.array([cell.whole_group if groups is None else groups.get(cell.id, "") for cell in cells]),
-        seen=what_was_seen(laboratories, unseen, labels_seen),
-    )
+    stand_in = latents_of(manifest, np.zeros((len(manifest.cells), 1), np.float32), unseen, labels_seen)
+    stand_in = _regrouped(stand_in, groups)
     plan([Method(settings.name, (stand_in,))], settings)
 
 
@@ -173,6 +163,13 @@ def evaluate_methods(
     # Last, as it marks the stage as done.
     write_text(out / "summary.json", json.dumps(evaluation.to_summary(), indent=1, ensure_ascii=False) + "\n")
     return evaluation
+
+
+def _regrouped(latents: Latents, groups: Mapping[str, str] | None) -> Latents:
+    """With other groups, id -> group, in place of its own; None for these."""
+    if groups is None:
+        return latents
+    return replace(latents, groups=np.array([groups.get(id, "") for id in latents.ids.tolist()]))
 
 
 def _of_parts(method: Method, joined: str) -> Method:

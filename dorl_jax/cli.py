@@ -34,7 +34,7 @@ _FILE_ONLY = "file_only"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `dorl-jax`.
+    """What `dorl-jax` does.
 
     Returns the exit status: 0, 2 for bad input or a file that cannot be read or written, 130 or 143 where it was
     stopped.
@@ -262,7 +262,3 @@ def _log_to(path: Path | None, *, quiet: bool) -> None:
         to_file = logging.FileHandler(path)
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(to_file)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

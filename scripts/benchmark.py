@@ -89,13 +89,12 @@ def race(name: str, task: Task, options: argparse.Namespace) -> tuple[list[dict[
             process.wait()
         _require_agreement(running)
         seconds: dict[str, list[float]] = {one.name: [] for one in running}
-        memory, peaks = dict.fromkeys(seconds, 0), dict.fromkeys(seconds, 0.0)
+        memory = {one.name: one.ask("memory 2")["peak_bytes"] for one in running}
+        peaks = dict.fromkeys(seconds, 0.0)
         for turn in range(options.pairs):
             with hold(options.hold):
                 for process in running if turn % 2 == 0 else running[::-1]:
-                    answer = process.ask(f"step {options.steps}")
-                    seconds[process.name].append(statistics.mean(answer["seconds"]))
-                    memory[process.name] = max(memory[process.name], answer["peak_bytes"])
+                    seconds[process.name].append(statistics.mean(process.ask(f"step {options.steps}")["seconds"]))
                 for process in running:
                     if turn == 0 or process is running[turn % len(running)]:
                         peaks[process.name] = max(peaks[process.name], process.ask(f"matmul {MATMUL}")["flops"])

@@ -3,18 +3,18 @@
     python benchmark_worker.py {jax,torch,inputs} TASK BATCH VARIANT DTYPE FOLDER
 
 With `inputs` it writes what all contestants read, and ends. Else it reads lines from its input,
-"step COUNT" or "matmul SIDE", and answers each with a line of JSON.
+"step COUNT", "memory COUNT" or "matmul SIDE", and answers each with a line of JSON.
 """
 
-import ctypes
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmark_tasks import task_of, write_inputs
+from dorl_jax.allocator import keep_working_memory, return_free_memory
 
 MATMULS = 5
 
@@ -22,6 +22,10 @@ MATMULS = 5
 def main() -> None:
     """Prepare, say "ready" with the first number, and serve."""
     package, name, batch, variant, dtype, folder = sys.argv[1:]
+    if package == "jax" and not name.startswith("forward"):
+        keep_working_memory()  # as the commands that train do, before anything that starts threads is imported
+    from benchmark_tasks import task_of, write_inputs
+
     # What libraries print must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -48,36 +52,39 @@ def main() -> None:
     print(json.dumps(began), file=answers, flush=True)
     for line in sys.stdin:
         order, number = line.split()
+        answer: dict[str, Any]
         if order == "step":
-            answer = _step(run, int(number))
+            answer = {"seconds": _seconds(run, int(number))}
+        elif order == "memory":
+            answer = {"peak_bytes": _peak(run, int(number))}
         else:
-            answer = _matmul(contestant.matmul(int(number)), int(number))
+            side = int(number)
+            answer = {"flops": 2 * side**3 / min(_seconds(contestant.matmul(side), MATMULS, first=1))}
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def _step(run: Any, count: int) -> dict[str, Any]:
-    forget_peak()
+def _seconds(run: Callable[[], object], count: int, first: int = 0) -> list[float]:
+    """Of `count` calls, behind some that are not counted."""
     seconds = []
-    for _ in range(count):
+    for _ in range(first + count):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "peak_bytes": status("VmHWM")}
+    return seconds[first:]
 
 
-def _matmul(product: Any, side: int) -> dict[str, float]:
-    product()
-    seconds = []
-    for _ in range(MATMULS):
-        start = time.perf_counter()
-        product()
-        seconds.append(time.perf_counter() - start)
-    return {"flops": 2 * side**3 / min(seconds)}
+def _peak(run: Callable[[], object], count: int) -> int:
+    """Bytes, of `count` calls. Not of those that are timed: what is given back to the system here, and asked for again,
+    costs time that a training does not spend."""
+    forget_peak()
+    for _ in range(count):
+        run()
+    return status("VmHWM")
 
 
 def forget_peak() -> None:
     """The peak of the resident memory starts anew, and what was freed is given back first (Linux)."""
-    ctypes.CDLL(None).malloc_trim(0)
+    return_free_memory()
     Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dorl_jax import __version__, config
+from dorl_jax.allocator import return_free_memory
 from dorl_jax.baselines.settings import BaselineSettings
 from dorl_jax.data.groups import cached_groups
 from dorl_jax.data.manifest import Manifest, load_cells
@@ -281,6 +282,7 @@ def run_stages(run: Run, names: list[str] | None = None) -> None:
         if stage.everywhere:
             stage.work(run)
         done_by_main(partial(_end, run, stage, start))
+        return_free_memory()  # what a training worked in
 
 
 def _begin(run: Run, stage: Stage) -> bool:

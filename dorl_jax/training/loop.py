@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 from tqdm.auto import tqdm
 
+from dorl_jax.allocator import return_free_memory
 from dorl_jax.errors import InputError
 from dorl_jax.models.compute import with_rounded_kernels
 from dorl_jax.parallel import (
@@ -208,6 +209,7 @@ def train(
             known.data, known.least = batches.get_state(), watch.least
             checkpoints.save(done, state, vars(known), best=best)
 
+        return_free_memory()  # what reading the models took for a moment
         images, since = 0, time.perf_counter()
         todo = range(first, first if known.ended else settings.steps)
         bar = tqdm(todo, name, settings.steps, initial=first, unit="step", disable=not progress or not is_main())

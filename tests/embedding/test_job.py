@@ -329,7 +329,7 @@ def test_killed_processes_are_made_up_for(whole: Path, folder: Path, run: Path, 
     """Two at a time, SIGKILLed at random moments, the last two left to end."""
     out = tmp_path / "vectors.parquet"
     rng = random.Random(0)
-    program = [sys.executable, "-m", "dorl_jax.cli"]
+    program = [sys.executable, "-m", "dorl_jax"]
     for life in range(4):
         processes = [
             subprocess.Popen([*program, *command(folder, run, out, "--processes", "2", "--process", str(number))])
@@ -360,12 +360,12 @@ def test_devices_share_a_batch(folder: Path, run: Path, whole: Path, tmp_path: P
     out = tmp_path / "vectors.parquet"
     arguments = command(folder, run, out, "--batch-size", "8")
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    subprocess.run([sys.executable, "-m", "dorl_jax.cli", *arguments], env=environment, check=True)
+    subprocess.run([sys.executable, "-m", "dorl_jax", *arguments], env=environment, check=True)
     one, four = (pq.read_table(path)["vector"].to_pylist() for path in (whole, out))
     assert [vector is None for vector in one] == [vector is None for vector in four]
     pairs = [pair for pair in zip(one, four, strict=True) if pair[0] is not None]
     np.testing.assert_allclose([pair[1] for pair in pairs], [pair[0] for pair in pairs], rtol=1e-4, atol=1e-5)
     small = command(folder, run, tmp_path / "w.parquet", "--batch-size", "6")
-    refused = subprocess.run([sys.executable, "-m", "dorl_jax.cli", *small], env=environment, stderr=subprocess.PIPE)
+    refused = subprocess.run([sys.executable, "-m", "dorl_jax", *small], env=environment, stderr=subprocess.PIPE)
     assert refused.returncode == 2
     assert b"take a multiple of the 4 devices" in refused.stderr

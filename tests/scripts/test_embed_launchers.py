@@ -31,7 +31,7 @@ def test_an_array_of_jobs_makes_one_file(tmp_path: Path) -> None:
     )
     program = tmp_path / "venv" / "bin" / "dorl-jax"
     program.parent.mkdir(parents=True)
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m dorl_jax.cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m dorl_jax "$@"\n')
     program.chmod(0o755)
     named = {"IMAGES": images, "MODEL": run, "OUT": out, "VENV": tmp_path / "venv"}
     environment = {name: str(value) for name, value in named.items()}

@@ -40,7 +40,7 @@ def test_killed_runs(tmp_path):
 
     def begin(run: Path, stage: str) -> subprocess.Popen[bytes]:
         arguments = [stage, "--run", str(run), "--config", str(settings), "--quiet"]
-        return subprocess.Popen([sys.executable, "-m", "dorl_jax.cli", *arguments], env=environment)
+        return subprocess.Popen([sys.executable, "-m", "dorl_jax", *arguments], env=environment)
 
     for name, kills in (("unbroken", ()), ("killed", ("finetune-sam", "train-cae"))):
         for stage in ("prepare", "finetune-sam", "extract", "train-cae", "embed"):

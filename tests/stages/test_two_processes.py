@@ -50,7 +50,7 @@ def start(tmp_path):
     started = []
 
     def begin(run: str, *more: str, stage: str = "run") -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "dorl_jax.cli", stage, "--run", str(tmp_path / run), "--quiet"]
+        command = [sys.executable, "-m", "dorl_jax", stage, "--run", str(tmp_path / run), "--quiet"]
         started.append(
             subprocess.Popen(
                 [*command, "--config", str(settings), *more],

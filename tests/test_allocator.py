@@ -79,10 +79,11 @@ def held_after(argument: str) -> int:
 def test_what_a_step_worked_in_is_kept_for_the_next() -> None:
     pages = (8 << 25) // resource.getpagesize()
     first, second, behind = printed_by(STEPS, "keep")
-    assert first >= pages
+    almost = 0.99 * pages  # some lie on pages that have been used before
+    assert first > almost
     assert second < pages // 100
-    assert behind >= pages  # for it was given back between them
-    assert printed_by(STEPS, "leave")[1] >= pages
+    assert behind > almost  # for it was given back between them
+    assert printed_by(STEPS, "leave")[1] > almost
 
 
 @pytest.mark.parametrize(("command", "keeps"), [("train-cae", True), ("run", True), ("embed", False), ("", False)])

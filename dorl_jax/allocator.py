@@ -37,8 +37,8 @@ def keep_working_memory() -> None:
     Where JAX has a plugin for an accelerator nothing is done: there is little on the heap then, and with a single heap
     many threads wait for each other.
     """
-    if platform.libc_ver()[0] == "glibc" and not (find_spec("jax_plugins") or find_spec("libtpu")):
-        libc = ctypes.CDLL(None)
+    libc = _glibc()
+    if libc and not (find_spec("jax_plugins") or find_spec("libtpu")):
         libc.mallopt(_M_ARENA_MAX, 1)
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
@@ -46,13 +46,19 @@ def keep_working_memory() -> None:
 
 def return_free_memory() -> None:
     """Give back to the system, once, what of the heap is free now, whatever bounds are set."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    libc = _glibc()
+    if libc:
+        libc.malloc_trim(0)
 
 
 def _set_bounds(own_pages: int, trim: int) -> None:
     """Bytes from which a block gets pages of its own, and from which the free end of the heap is given back."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
+    libc = _glibc()
+    if libc:
         libc.mallopt(_M_MMAP_THRESHOLD, own_pages)
         libc.mallopt(_M_TRIM_THRESHOLD, trim)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, where it is glibc."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

@@ -4,7 +4,7 @@ import sys
 
 from dorl_jax.allocator import keep_working_memory
 
-_TRAININGS = ("run", "finetune-sam", "train-cae")
+_TRAININGS = ("run", "finetune-sam", "train-cae", "baselines")
 
 
 def main() -> int:

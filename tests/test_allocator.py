@@ -86,7 +86,9 @@ def test_what_a_step_worked_in_is_kept_for_the_next() -> None:
     assert printed_by(STEPS, "leave")[1] > almost
 
 
-@pytest.mark.parametrize(("command", "keeps"), [("train-cae", True), ("run", True), ("embed", False), ("", False)])
+@pytest.mark.parametrize(
+    ("command", "keeps"), [("train-cae", True), ("baselines", True), ("run", True), ("embed", False), ("", False)]
+)
 def test_commands_that_train_keep_it(monkeypatch: pytest.MonkeyPatch, command: str, keeps: bool) -> None:
     kept: list[str] = []
     monkeypatch.setattr(sys, "argv", ["dorl-jax", command] if command else ["dorl-jax"])

@@ -1,12 +1,14 @@
 """The classifiers that judge latent vectors, with the settings of DoRL's protocol (arXiv 2408.07467)."""
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.ensemble import RandomForestClassifier
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import RandomForestClassifier, VotingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
@@ -20,8 +22,8 @@ from dorl_jax.evaluation.classifier_names import CLASSIFIERS
 def make_classifier(name: str, seed: int) -> Any:
     """An unfitted scikit-learn classifier.
 
-    Support vector machines, logistic regression and the MLP scale each dimension to mean 0 and deviation 1
-    over the cells they are fitted on; trees take the vectors as they are. Labels may be numbers or strings.
+    All but trees scale each dimension to mean 0 and deviation 1
+    over the cells they are fitted on. Labels may be numbers or strings.
 
     Args:
       name: one of `CLASSIFIERS`.
@@ -46,6 +48,9 @@ def make_classifier(name: str, seed: int) -> Any:
         case "logistic_regression_balanced":
             # Classes count alike whatever their size, and few cells do not fit many dimensions exactly.
             return _scaled(LogisticRegression(C=0.05, class_weight="balanced", max_iter=500, random_state=seed))
+        case "lda_logistic":
+            both = [("lda", ShrunkLda()), ("logistic", make_classifier("logistic_regression_balanced", seed)[-1])]
+            return _scaled(VotingClassifier(both, voting="soft"))
         case "mlp":
             return _scaled(EarlyStoppingMlp(seed=seed))
     raise InputError(
@@ -55,6 +60,22 @@ def make_classifier(name: str, seed: int) -> Any:
 
 def _scaled(classifier: Any) -> Pipeline:
     return Pipeline([("scale", StandardScaler()), ("classifier", classifier)])
+
+
+class ShrunkLda(LinearDiscriminantAnalysis):
+    """Linear discriminant analysis, covariances shrunk by Ledoit and Wolf's rule (2004), for classes of any size.
+
+    Without shrinking, hundreds of dimensions leave no covariance of hundreds of cells to be inverted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(solver="lsqr", shrinkage="auto")
+
+    def fit(self, vectors: Float[np.ndarray, "n d"], labels: Shaped[np.ndarray, " n"]) -> "ShrunkLda":
+        with warnings.catch_warnings():
+            # Of a class of one cell: the covariance is that of the others, as is meant.
+            warnings.filterwarnings("ignore", "Only one sample available", UserWarning)
+            return super().fit(vectors, labels)
 
 
 class OrderedForest(RandomForestClassifier):

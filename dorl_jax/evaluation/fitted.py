@@ -31,12 +31,14 @@ _FORMAT = 1
 _TRUSTED = (
     "dorl_jax.evaluation.classifiers.EarlyStoppingMlp",
     "dorl_jax.evaluation.classifiers.OrderedForest",
+    "dorl_jax.evaluation.classifiers.ShrunkLda",
     "dorl_jax.evaluation.classifiers.XgboostClassifier",
     "dorl_jax.evaluation.experts.Experts",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.tree._tree.Tree",
+    "sklearn.utils._bunch.Bunch",
     "xgboost.core.Booster",
     "xgboost.sklearn.XGBClassifier",
 )

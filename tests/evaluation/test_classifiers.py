@@ -2,6 +2,7 @@ import sys
 
 import numpy as np
 import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
@@ -12,7 +13,7 @@ from xgboost import XGBClassifier
 
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation.classifier_names import CLASSIFIERS, ORIGINAL, TITLES
-from dorl_jax.evaluation.classifiers import EarlyStoppingMlp, make_classifier
+from dorl_jax.evaluation.classifiers import EarlyStoppingMlp, ShrunkLda, make_classifier
 
 
 @pytest.fixture
@@ -43,6 +44,28 @@ def test_agrees_with_plain_scikit_learn(name, cells):
     ours = make_classifier(name, seed=3).fit(fitted, labels).predict(tested)
     np.testing.assert_array_equal(ours, PLAIN[name]().fit(fitted, labels).predict(tested))
     assert len(set(ours)) == 3
+
+
+def test_lda_and_logistic_regression_average_what_each_says(cells):
+    fitted, labels, tested = cells
+    lda = make_pipeline(StandardScaler(), LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"))
+    both = (lda, PLAIN["logistic_regression_balanced"]())
+    mean = sum(one.fit(fitted, labels).predict_proba(tested) for one in both) / 2
+    ours = make_classifier("lda_logistic", seed=3).fit(fitted, labels)
+    np.testing.assert_allclose(ours.predict_proba(tested), mean, atol=1e-6)
+    np.testing.assert_array_equal(ours.predict(tested), ours.classes_[mean.argmax(axis=1)])
+
+
+def test_lda_takes_a_class_of_one_cell_without_a_warning(cells):
+    fitted, labels, tested = cells
+    rare = labels.astype("<U20")
+    rare[7] = "smudge_cell"
+    fitted[7] = 30
+    lda = ShrunkLda().fit(fitted, rare)
+    assert lda.predict(fitted[7:8]) == "smudge_cell"
+    # What is left out of the others is a cell of a hundred: they are called as without it.
+    others = ShrunkLda().fit(np.delete(fitted, 7, axis=0), np.delete(labels, 7)).predict(tested)
+    assert np.mean(lda.predict(tested) == others) > 0.95
 
 
 def test_xgboost_agrees_with_its_own_interface(cells):
@@ -118,5 +141,5 @@ def test_xgboost_that_is_not_installed_names_the_extra(monkeypatch):
 
 
 def test_every_classifier_has_a_title():
-    assert len(set(TITLES.values())) == len(CLASSIFIERS) == 7
+    assert len(set(TITLES.values())) == len(CLASSIFIERS) == 8
     assert CLASSIFIERS[:6] == ORIGINAL

@@ -1,0 +1,66 @@
+"""Pictures of a judged run, drawn again from its tables."""
+
+import sys
+from pathlib import Path
+
+import heat_maps
+import numpy as np
+import pytest
+
+from dorl_jax.errors import InputError
+from dorl_jax.evaluation import plots
+
+COLUMNS = "method,adaptation,kind,source,target,classifier,accuracy_mean,majority_floor"
+ROWS = (
+    "ours,none,in_domain,east,east,mlp,0.9,0.5",
+    "ours,none,pair,east,west,mlp,0.3,0.6",
+    "ours,none,pair,west,east,mlp,0.4,0.5",
+    "ours,none,in_domain,west,west,mlp,0.8,0.6",
+    "ours,own,pair,east,west,mlp,0.7,0.6",
+    "ours,none,leave_one_out,all but east,east,mlp,0.1,0.5",
+    "theirs,none,pair,east,west,mlp,0.2,0.6",
+    "theirs,none,pair,east,west,xgboost,0.1,0.6",
+)
+
+
+def draw(run: Path, monkeypatch: pytest.MonkeyPatch, *panels: str) -> tuple:
+    """What is handed to be drawn."""
+    drawn: list[tuple] = []
+    monkeypatch.setattr(plots, "heat_maps", lambda *given: (drawn.append(given), b"")[1])
+    monkeypatch.setattr(plots, "on_white", lambda png: b"picture")
+    named = [word for panel in panels for word in ("--panel", panel)]
+    monkeypatch.setattr(sys, "argv", ["heat_maps.py", str(run), *named, "--out", str(run / "out.png")])
+    heat_maps.main()
+    assert (run / "out.png").read_bytes() == b"picture"
+    return drawn[0]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "means.csv").write_text("\n".join((COLUMNS, *ROWS)) + "\n")
+    return tmp_path
+
+
+def test_sources_are_rows_and_targets_columns(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, laboratories, floors, _ = draw(run, monkeypatch, "as it is=ours, none", "ours, own")
+    assert laboratories == ["east", "west"]
+    np.testing.assert_array_equal(floors, [0.5, 0.6])
+    np.testing.assert_array_equal(scores["as it is"], [[0.9, 0.3], [0.4, 0.8]])
+    np.testing.assert_array_equal(scores["ours, own"], [[np.nan, 0.7], [np.nan, np.nan]])
+
+
+@pytest.mark.parametrize(
+    ("panel", "message"),
+    [("ours, nine", "no panel 'ours, nine', only 'ours, none', 'ours, own'"), ("theirs, none", "has 2 classifiers")],
+)
+def test_unknown_panels_and_unnamed_classifiers(
+    run: Path, monkeypatch: pytest.MonkeyPatch, panel: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        draw(run, monkeypatch, panel)
+
+
+def test_a_run_that_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="dorl-jax evaluate"):
+        draw(tmp_path, monkeypatch, "ours, none")

@@ -39,7 +39,7 @@ def panel(
     """Accuracies, source down and target across.
 
     Raises:
-      InputError: no such panel, or several classifiers and none named.
+      InputError: no such panel, several classifiers and none named, or pairs of several settings, which do not mix.
     """
     own = [row for row in rows if f"{row['method']}, {row['adaptation']}" == name]
     if not own:
@@ -49,6 +49,9 @@ def panel(
     found = dict.fromkeys(row["classifier"] for row in own)
     if len(found) != 1:
         raise InputError(f"{name!r} has {len(found) or 'other'} classifiers: name one with --classifier")
+    settings = dict.fromkeys(row["setting"] for row in own if row["kind"] == "pair")
+    if len(settings) > 1:
+        raise InputError(f"{name!r} was tested in several settings, {name_some(settings)}, which no picture may mix")
     values = np.full((len(laboratories), len(laboratories)), np.nan)
     for row in own:
         values[laboratories.index(row["source"]), laboratories.index(row["target"])] = float(row["accuracy_mean"])

@@ -10,16 +10,18 @@ import pytest
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation import plots
 
-COLUMNS = "method,adaptation,kind,source,target,classifier,accuracy_mean,majority_floor"
+COLUMNS = "method,adaptation,setting,kind,source,target,classifier,accuracy_mean,majority_floor"
 ROWS = (
-    "ours,none,in_domain,east,east,mlp,0.9,0.5",
-    "ours,none,pair,east,west,mlp,0.3,0.6",
-    "ours,none,pair,west,east,mlp,0.4,0.5",
-    "ours,none,in_domain,west,west,mlp,0.8,0.6",
-    "ours,own,pair,east,west,mlp,0.7,0.6",
-    "ours,none,leave_one_out,all but east,east,mlp,0.1,0.5",
-    "theirs,none,pair,east,west,mlp,0.2,0.6",
-    "theirs,none,pair,east,west,xgboost,0.1,0.6",
+    "ours,none,transductive,in_domain,east,east,mlp,0.9,0.5",
+    "ours,none,transductive,pair,east,west,mlp,0.3,0.6",
+    "ours,none,transductive,pair,west,east,mlp,0.4,0.5",
+    "ours,none,transductive,in_domain,west,west,mlp,0.8,0.6",
+    "ours,own,transductive,pair,east,west,mlp,0.7,0.6",
+    "ours,none,transductive,leave_one_out,all but east,east,mlp,0.1,0.5",
+    "theirs,none,transductive,pair,east,west,mlp,0.2,0.6",
+    "theirs,none,transductive,pair,east,west,xgboost,0.1,0.6",
+    "mixed,none,transductive,pair,east,west,mlp,0.1,0.6",
+    "mixed,none,held_out,pair,west,east,mlp,0.1,0.5",
 )
 
 
@@ -52,9 +54,13 @@ def test_sources_are_rows_and_targets_columns(run: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("panel", "message"),
-    [("ours, nine", "no panel 'ours, nine', only 'ours, none', 'ours, own'"), ("theirs, none", "has 2 classifiers")],
+    [
+        ("ours, nine", "no panel 'ours, nine', only 'ours, none', 'ours, own'"),
+        ("theirs, none", "has 2 classifiers"),
+        ("mixed, none", "several settings, transductive, held_out"),
+    ],
 )
-def test_unknown_panels_and_unnamed_classifiers(
+def test_panels_that_are_not_one_are_refused(
     run: Path, monkeypatch: pytest.MonkeyPatch, panel: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):

@@ -2,12 +2,12 @@
 
 import argparse
 import dataclasses
+import inspect
 import json
 import logging
 import os
 import signal
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
@@ -195,9 +195,9 @@ class _Parser(argparse.ArgumentParser):
 def _describe(stage: Stage) -> str:
     name = stage.work.__name__.removeprefix("_")
     document = getattr(import_module(f"dorl_jax.stages.{name}"), name).__doc__ or ""
-    # Arguments and errors are for those who call it from Python.
-    document = document.partition("\n    Args:\n")[0].rstrip()
-    return f"{stage.about}\n\n{textwrap.dedent('    ' + document)}"
+    # Arguments and errors are for those who call it from Python, which since 3.13 takes the indentation off by itself.
+    document = inspect.cleandoc(document).partition("\nArgs:\n")[0].rstrip()
+    return f"{stage.about}\n\n{document}"
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:

@@ -248,7 +248,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     """
     summary = folder / "summary.json"
     if not summary.is_file():
-        raise InputError(f"no evaluation at {summary}: run the stage `evaluate` first")
+        raise InputError(f"no evaluation at {summary}: run `dorl-jax evaluate` first")
     evaluation = _decode(summary, Evaluation)
     if not evaluation.summaries or not evaluation.ranking():
         raise InputError(f"{summary} lacks the summary of {evaluation.headline!r}; run `evaluate` again")

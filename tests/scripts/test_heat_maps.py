@@ -1,5 +1,6 @@
 """Pictures of a judged run, drawn again from its tables."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation import plots
+from dorl_jax.evaluation.results import Evaluation, Mean, Score, Summary
 
-COLUMNS = "method,adaptation,setting,kind,source,target,classifier,accuracy_mean,majority_floor"
+# method, adaptation, setting, kind, source, target, classifier, accuracy, majority's floor
 ROWS = (
     "ours,none,transductive,in_domain,east,east,mlp,0.9,0.5",
     "ours,none,transductive,pair,east,west,mlp,0.3,0.6",
@@ -39,8 +41,19 @@ def draw(run: Path, monkeypatch: pytest.MonkeyPatch, *panels: str) -> tuple:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
+    means, summaries = [], {}
+    for row in ROWS:
+        *names, accuracy, floor = row.split(",")
+        score = Score(float(accuracy))
+        means.append(Mean(*names, 1, score, score, score, score, {}, float(floor), 0.1, 1.0))
+        method, adaptation, setting, *_, classifier = names
+        summaries[method, adaptation, setting, classifier] = Summary(
+            method, adaptation, setting, classifier, 1, None, None, None
+        )
+    laboratories = {"east": {"a": 1, "b": 1}, "west": {"a": 3, "b": 2}}
+    found = Evaluation([], means, list(summaries.values()), [], [], laboratories, ["a", "b"], "mlp", [], {})
     (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation" / "means.csv").write_text("\n".join((COLUMNS, *ROWS)) + "\n")
+    (tmp_path / "evaluation" / "summary.json").write_text(json.dumps(found.to_summary()))
     return tmp_path
 
 

@@ -16,6 +16,7 @@ from dorl_jax.models.conv import Conv3x3
 from dorl_jax.models.layers import Mlp, linear, merge_heads, run_blocks, split_heads
 from dorl_jax.models.lora import LoraConfig, adapted_linear
 from dorl_jax.models.norm import layer_norm
+from dorl_jax.models.positions import position_columns
 
 EPSILON = 1e-6
 
@@ -111,29 +112,13 @@ class Attention(nnx.Module):
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
         # The position bias q.Rh + q.Rw is itself a product of two vectors: written as extra columns of q and k it
         # joins the one matrix product of the scores, and any fused attention kernel can take it.
-        columns = [q * q.shape[-1] ** -0.5, *self._position_columns(q, height, width)]
+        tables = (table[...].astype(self.dtype) for table in (self.rel_pos_h, self.rel_pos_w))
+        columns = [q * q.shape[-1] ** -0.5, position_columns(q, *tables, (height, width))]
         rows, cols = jnp.divmod(jnp.arange(height * width), width)
         places = jnp.concatenate([rows[:, None] == jnp.arange(height), cols[:, None] == jnp.arange(width)], axis=1)
         places = jnp.broadcast_to(places.astype(k.dtype), (*k.shape[:2], *places.shape))
         out = attend(jnp.concatenate(columns, -1), jnp.concatenate([k, places], -1), v)
         return self.proj(merge_heads(out)).reshape(batch, height, width, channels)
-
-    def _position_columns(
-        self, q: Float[Array, "b heads n d"], height: int, width: int
-    ) -> tuple[Float[Array, "b heads n h"], Float[Array, "b heads n w"]]:
-        """q . R[i - j] for every row j and every column j of the grid."""
-        grid = q.reshape(*q.shape[:2], height, width, q.shape[-1])
-        table_h = self.rel_pos_h[...].astype(self.dtype)[_offsets(height)]
-        table_w = self.rel_pos_w[...].astype(self.dtype)[_offsets(width)]
-        by_row = jnp.einsum("bnhwd,hkd->bnhwk", grid, table_h)
-        by_column = jnp.einsum("bnhwd,wkd->bnhwk", grid, table_w)
-        tokens = height * width
-        return by_row.reshape(*q.shape[:2], tokens, height), by_column.reshape(*q.shape[:2], tokens, width)
-
-
-def _offsets(side: int) -> Array:
-    """Index of the offset i - j in a table of 2 * side - 1 entries."""
-    return jnp.arange(side)[:, None] - jnp.arange(side)[None, :] + side - 1
 
 
 class Block(nnx.Module):

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dorl_jax.models import attention
+from dorl_jax.models import attention, positions
 from dorl_jax.models.attention import attend
 from dorl_jax.models.layers import exact_gelu
 from dorl_jax.models.lora import adapted_matmul
 from dorl_jax.models.norm import normalise
+from dorl_jax.models.positions import position_columns
 from dorl_jax.models.products import add_bias, matmul
 
 
@@ -32,6 +33,20 @@ def adapted(x, kernel, first_a, first_b, second_a, second_b):
     return adapted_matmul(x, kernel, (first_a, second_a), (first_b, second_b), ((0, 3), (5, 9)))
 
 
+def plain_positions(q, of_rows, of_columns):
+    """Token by token, on a grid of three rows and four columns."""
+    tokens = []
+    for place in range(12):
+        row, column = divmod(place, 4)
+        own = [of_rows[row - other + 2] for other in range(3)] + [of_columns[column - other + 3] for other in range(4)]
+        tokens.append(q[:, :, place] @ jnp.stack(own, axis=1))
+    return jnp.stack(tokens, axis=2)
+
+
+def columns(function):
+    return lambda q, of_rows, of_columns: function(q, of_rows, of_columns, grid=(3, 4))
+
+
 # Function, the plain formula, shapes of the arguments.
 CASES = {
     "attention": (attend, plain_attention, [(2, 3, 5, 6), (2, 3, 7, 6), (2, 3, 7, 4)]),
@@ -39,6 +54,12 @@ CASES = {
     "gelu": (exact_gelu, lambda x: x * jax.scipy.stats.norm.cdf(x), [(4, 50)]),
     "matmul": (matmul, lambda x, kernel: x @ kernel, [(2, 3, 5), (5, 4)]),
     "bias": (add_bias, lambda x, bias: x + bias, [(2, 3, 5), (5,)]),
+    "positions": (columns(position_columns), plain_positions, [(2, 3, 12, 6), (5, 6), (7, 6)]),
+    "positions, not on CPUs": (
+        columns(positions._batched),
+        plain_positions,
+        [(2, 3, 12, 6), (5, 6), (7, 6)],
+    ),
     "lora": (adapted, plain_adapted, [(2, 4, 5), (5, 9), (5, 2), (2, 3), (5, 3), (3, 4)]),
 }
 
@@ -57,6 +78,14 @@ def test_value_and_gradients(case, dtype, close):
     for a, b in zip(results, [expected, *of_plain(grad.astype(jnp.float32))], strict=True):
         assert a.dtype == dtype
         np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=close * float(np.abs(b).max()))
+
+
+def test_positions_on_a_grid_of_one_row():
+    q = jnp.arange(6.0).reshape(1, 1, 3, 2)
+    of_columns = jnp.arange(10.0).reshape(5, 2)
+    found = position_columns(q, jnp.ones((1, 2)), of_columns, (1, 3))
+    # [0, 1] . [4, 5] = 5 is the first token's own column, of offset 0; and so on.
+    np.testing.assert_array_equal(found[0, 0], [[1, 5, 3, 1], [5, 33, 23, 13], [9, 77, 59, 41]])
 
 
 def test_gelu_far_out():

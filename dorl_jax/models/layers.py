@@ -23,36 +23,27 @@ class Buffer(nnx.Variable):
     """A tensor that belongs to a model but is never trained."""
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def exact_gelu(x: Float[Array, "*b c"], dtype: DTypeLike | None = None) -> Float[Array, "*b c"]:
-    """x * Phi(x) with the error function, not its tanh approximation; computed in fp32.
-
-    In `dtype`, by default that of x, in which x is kept for the gradient, too.
-    """
+@jax.custom_vjp
+def exact_gelu(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    """x * Phi(x) with the error function, not its tanh approximation; computed in fp32."""
     wide = x.astype(jnp.float32)
     # With erf, as in PyTorch: erfc, which JAX's own takes, costs CPUs more than twice as much.
-    return (0.5 * wide * (1 + lax.erf(wide * math.sqrt(0.5)))).astype(dtype or x.dtype)
+    return (0.5 * wide * (1 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
-def _gelu_forward(x: Array, dtype: DTypeLike | None) -> tuple[Array, tuple[Array, Array]]:
-    # The second tells the backward pass the type of x, and holds nothing.
-    return exact_gelu(x, dtype), (x.astype(dtype or x.dtype), jnp.zeros(0, x.dtype))
+def _gelu_forward(x: Array) -> tuple[Array, Array]:
+    return exact_gelu(x), x
 
 
-def _gelu_backward(dtype: DTypeLike | None, saved: tuple[Array, Array], grad: Array) -> tuple[Array]:
+def _gelu_backward(x: Array, grad: Array) -> tuple[Array]:
     """Phi(x) + x phi(x), from x alone: nothing else is kept for it."""
-    wide = saved[0].astype(jnp.float32)
+    wide = x.astype(jnp.float32)
     density = jnp.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
     slope = 0.5 * (1 + lax.erf(wide * math.sqrt(0.5))) + wide * density
-    return ((grad.astype(jnp.float32) * slope).astype(saved[1].dtype),)
+    return ((grad.astype(jnp.float32) * slope).astype(x.dtype),)
 
 
 exact_gelu.defvjp(_gelu_forward, _gelu_backward)
-
-
-def relu(x: Float[Array, "*b c"], dtype: DTypeLike | None = None) -> Float[Array, "*b c"]:
-    """max(x, 0) in `dtype`, by default that of x."""
-    return jax.nn.relu(x.astype(dtype or x.dtype))
 
 
 def torch_uniform(fan_in: int) -> Initializer:
@@ -70,16 +61,9 @@ class Linear(nnx.Linear):
     """`nnx.Linear` by `products.matmul`."""
 
     def __call__(self, inputs: Float[Array, "*b i"], out_sharding: Any = None) -> Float[Array, "*b o"]:
-        return self.unrounded(inputs).astype(self.dtype or inputs.dtype)
-
-    def unrounded(self, inputs: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        """The same in fp32: sums of products in the layer's type, for what goes on with them in fp32."""
         dtype = self.dtype or inputs.dtype
-        y = self._products(inputs.astype(dtype))
+        y = matmul(inputs.astype(dtype), self.kernel[...].astype(dtype))
         return y if self.bias is None else add_bias(y, self.bias[...].astype(dtype))
-
-    def _products(self, inputs: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        return matmul(inputs, self.kernel[...].astype(inputs.dtype))
 
 
 def linear(
@@ -105,7 +89,7 @@ class Mlp(nnx.Module):
         width: int,
         hidden: int,
         *,
-        activation: Callable[[Array, DTypeLike], Array] = exact_gelu,
+        activation: Callable[[Array], Array] = exact_gelu,
         make_linear: Callable[..., Linear] = linear,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
@@ -113,10 +97,9 @@ class Mlp(nnx.Module):
         self.lin1 = make_linear(width, hidden, rngs=rngs, dtype=dtype)
         self.lin2 = make_linear(hidden, width, rngs=rngs, dtype=dtype)
         self.activation = activation
-        self.dtype = dtype
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        return self.lin2(self.activation(self.lin1.unrounded(x), self.dtype))
+        return self.lin2(self.activation(self.lin1(x)))
 
 
 def split_heads(x: Float[Array, "b n c"], heads: int) -> Float[Array, "b heads n d"]:

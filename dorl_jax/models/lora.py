@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float
 
 from dorl_jax.errors import suggest
 from dorl_jax.models.layers import Linear, linear, torch_uniform
-from dorl_jax.models.products import product
+from dorl_jax.models.products import add_bias, product
 
 TARGETS = ("q", "k", "v", "proj", "mlp")
 
@@ -73,7 +74,7 @@ def adapted_matmul(
     ups: tuple[Float[Array, "r _"], ...],
     places: tuple[tuple[int, int], ...],
 ) -> Float[Array, "*b o"]:
-    """x @ kernel, plus x @ down @ up of every update at the columns `places`: of one type, and in fp32."""
+    """x @ kernel, plus x @ down @ up of every update at the columns `places`. All of one type; sums in fp32."""
     return _adapted_forward(x, kernel, downs, ups, places)[0]
 
 
@@ -89,7 +90,7 @@ def _adapted_forward(
     last = (((x.ndim - 1,), (0,)), ((), ()))
     y = lax.dot_general(x, kernel, last, preferred_element_type=jnp.float32)
     y += lax.dot_general(inner, jnp.concatenate(wide), last, preferred_element_type=jnp.float32)
-    return y, (x, kernel, downs, ups, inner)
+    return y.astype(x.dtype), (x, kernel, downs, ups, inner)
 
 
 def _adapted_backward(
@@ -98,7 +99,6 @@ def _adapted_backward(
     grad: Array,
 ) -> tuple[Array, Array, tuple[Array, ...], tuple[Array, ...]]:
     x, kernel, downs, ups, inner = saved
-    grad = grad.astype(x.dtype)
     last, rows = x.ndim - 1, tuple(range(x.ndim - 1))
     ranks = [down.shape[1] for down in downs]
     edges = [sum(ranks[:index]) for index in range(len(ranks) + 1)]
@@ -156,17 +156,19 @@ class AdaptedLinear(Linear):
         )
         self.unmerged: Unmerged | None = nnx.data(None)
 
-    def _products(self, inputs: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+    def __call__(self, inputs: Float[Array, "*b i"], out_sharding: Any = None) -> Float[Array, "*b o"]:
         if self.unmerged is not None:
-            return super()._products(inputs)
-        dtype, loras = inputs.dtype, self.lora.values()
-        return adapted_matmul(
-            inputs,
+            return super().__call__(inputs, out_sharding)
+        assert self.bias is not None
+        dtype, loras = self.dtype or inputs.dtype, self.lora.values()
+        y = adapted_matmul(
+            inputs.astype(dtype),
             jnp.asarray(self.kernel[...], dtype),
             tuple(jnp.asarray(lora.a[...], dtype) for lora in loras),
             tuple(jnp.asarray(self.scale * lora.b[...], dtype) for lora in loras),
             self.places,
         )
+        return add_bias(y, self.bias[...].astype(dtype))
 
     def _factors(self) -> tuple[Float[Array, "i r"], Float[Array, "r o"]]:
         """All updates as one: the As side by side, each B in its own rows at the outputs it covers, scaled."""

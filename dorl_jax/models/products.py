@@ -20,8 +20,8 @@ def product(a: Array, b: Array, contract: tuple[Axes, Axes], batch: tuple[Axes, 
 
 @jax.custom_vjp
 def matmul(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
-    """x @ kernel of one type, in fp32; the gradients are of their type, and of a gradient rounded to it."""
-    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    """x @ kernel, both of one type; so are the gradients."""
+    return product(x, kernel, ((x.ndim - 1,), (0,)))
 
 
 def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -30,7 +30,7 @@ def _matmul_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]
 
 def _matmul_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    grad, rows = grad.astype(x.dtype), tuple(range(x.ndim - 1))
+    rows = tuple(range(x.ndim - 1))
     return product(grad, kernel, ((x.ndim - 1,), (1,))), product(x, grad, (rows, rows))
 
 
@@ -39,21 +39,20 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 @jax.custom_vjp
 def add_bias(x: Float[Array, "*b c"], bias: Float[Array, " c"]) -> Float[Array, "*b c"]:
-    """x + bias in the type of x, as its gradient; that of the bias is in its own."""
-    return x + bias.astype(x.dtype)
+    """x + bias, both of one type; so are the gradients."""
+    return x + bias
 
 
-def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, Array]:
-    return add_bias(x, bias), bias
+def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, None]:
+    return add_bias(x, bias), None
 
 
-def _add_bias_backward(bias: Array, grad: Array) -> tuple[Array, Array]:
+def _add_bias_backward(saved: None, grad: Array) -> tuple[Array, Array]:
     rows = tuple(range(grad.ndim - 1))
-    if bias.dtype == jnp.float32:
-        return grad, jnp.sum(grad, axis=rows, dtype=jnp.float32)
+    if grad.dtype == jnp.float32:
+        return grad, jnp.sum(grad, axis=rows)
     # XLA for CPUs sums bf16 one by one; as a product it does not.
-    rounded = grad.astype(bias.dtype)
-    return grad, product(jnp.ones(grad.shape[:-1], bias.dtype), rounded, (rows, rows))
+    return grad, product(jnp.ones(grad.shape[:-1], grad.dtype), grad, (rows, rows))
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)

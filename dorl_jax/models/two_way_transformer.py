@@ -1,12 +1,13 @@
 """SAM's two-way transformer: prompt tokens and image tokens attend to each other (arXiv 2304.02643, appendix A)."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dorl_jax.models.attention import attend
-from dorl_jax.models.layers import Mlp, linear, merge_heads, relu, split_heads
+from dorl_jax.models.layers import Mlp, linear, merge_heads, split_heads
 from dorl_jax.models.norm import layer_norm
 
 EPSILON = 1e-5
@@ -54,7 +55,7 @@ class TwoWayBlock(nnx.Module):
         self.norm1 = layer_norm(width, epsilon, rngs=rngs, dtype=dtype)
         self.cross_attn_token_to_image = CrossAttention(width, heads, downsample, rngs=rngs, dtype=dtype)
         self.norm2 = layer_norm(width, epsilon, rngs=rngs, dtype=dtype)
-        self.mlp = Mlp(width, hidden, activation=relu, rngs=rngs, dtype=dtype)
+        self.mlp = Mlp(width, hidden, activation=jax.nn.relu, rngs=rngs, dtype=dtype)
         self.norm3 = layer_norm(width, epsilon, rngs=rngs, dtype=dtype)
         self.cross_attn_image_to_token = CrossAttention(width, heads, downsample, rngs=rngs, dtype=dtype)
         self.norm4 = layer_norm(width, epsilon, rngs=rngs, dtype=dtype)

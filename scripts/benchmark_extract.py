@@ -205,7 +205,7 @@ def _memory(folder: Path, options: argparse.Namespace) -> None:
 def _peak_of_command(folder: Path, table: Path, dtype: str, batch: int) -> tuple[int, str]:
     """Bytes at most of its processes, and the first line that the command prints."""
     out = folder / f"{table.stem}_{dtype}.parquet"
-    command = [sys.executable, "-m", "dorl_jax.cli", "embed", str(table), "--column", "path", "--id-column", "name"]
+    command = [sys.executable, "-m", "dorl_jax", "embed", str(table), "--column", "path", "--id-column", "name"]
     command += ["--model", str(folder / "run"), "--out", str(out), "--dtype", dtype, "--batch-size", str(batch)]
     with subprocess.Popen([*command, "--quiet"], env=environment(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

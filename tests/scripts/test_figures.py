@@ -1,5 +1,7 @@
 """The scripts that read runs: which vectors they test, and what they refuse."""
 
+import argparse
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +102,23 @@ def test_vectors_that_are_no_numbers_agree_with_none() -> None:
     for wrong in (rough, np.full((3, 4), np.nan)):
         with pytest.raises(SystemExit, match="torch_b8 gives other vectors"):
             benchmark_extract._require_agreement({"files": right, "torch_b8": wrong})
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_an_embedding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the command that ran: it tells what it embedded."""
+    subprocess.run(
+        [sys.executable, str(benchmark_extract.WORKER), "inputs", "tiny", str(tmp_path), "", "2"],
+        check=True,
+        env=benchmark_extract.environment(),
+    )
+    options = argparse.Namespace(variant="tiny", batch=2, memory=[3])
+    benchmark_extract._memory(tmp_path, options)
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| 3 |")]
+    assert [row[1] for row in rows] == ["float32", "bfloat16"]
+    for row in rows:
+        assert row[3].startswith("3 images in ")
+        assert 200 < int(row[2]) < 4000
 
 
 def test_a_laboratory_too_small_to_be_known_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

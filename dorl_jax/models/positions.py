@@ -23,7 +23,8 @@ def position_columns(
 ) -> Float[Array, "b heads n _"]:
     """q . R[i - j] for every row j of the grid (height, width), and then for every column; all of one type.
 
-    Tables hold the offsets from 1 - height to height - 1, and likewise of the width.
+    Tables hold the offsets from 1 - height to height - 1, and likewise of the width. Source: what
+    `add_decomposed_rel_pos` adds to the scores (segment_anything/modeling/image_encoder.py), one token's at a time.
     """
     skewed, batched = partial(_skewed, grid=grid), partial(_batched, grid=grid)
     return lax.platform_dependent(q, of_rows, of_columns, cpu=skewed, default=batched)

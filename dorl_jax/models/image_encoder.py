@@ -112,8 +112,8 @@ class Attention(nnx.Module):
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
         # The position bias q.Rh + q.Rw is itself a product of two vectors: written as extra columns of q and k it
         # joins the one matrix product of the scores, and any fused attention kernel can take it.
-        tables = (table[...].astype(self.dtype) for table in (self.rel_pos_h, self.rel_pos_w))
-        columns = [q * q.shape[-1] ** -0.5, position_columns(q, *tables, (height, width))]
+        of_rows, of_columns = (table[...].astype(self.dtype) for table in (self.rel_pos_h, self.rel_pos_w))
+        columns = [q * q.shape[-1] ** -0.5, position_columns(q, of_rows, of_columns, (height, width))]
         rows, cols = jnp.divmod(jnp.arange(height * width), width)
         places = jnp.concatenate([rows[:, None] == jnp.arange(height), cols[:, None] == jnp.arange(width)], axis=1)
         places = jnp.broadcast_to(places.astype(k.dtype), (*k.shape[:2], *places.shape))

@@ -1,23 +1,20 @@
-"""The products of queries and decomposed relative positions, with a gradient of their own.
+"""The products of queries and decomposed relative positions.
 
 On CPUs all offsets are multiplied at once, twice the arithmetic, and every token's own are read from that: the batched
 product of the own offsets alone copies the queries into another order first, which takes longer. Elsewhere it does not.
 """
 
-from collections.abc import Callable
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from dorl_jax.models.products import product
+from dorl_jax.models.products import matmul
 
 Grid = tuple[int, int]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def position_columns(
     q: Float[Array, "b heads n d"], of_rows: Float[Array, "r d"], of_columns: Float[Array, "c d"], grid: Grid
 ) -> Float[Array, "b heads n _"]:
@@ -28,20 +25,6 @@ def position_columns(
     """
     skewed, batched = partial(_skewed, grid=grid), partial(_batched, grid=grid)
     return lax.platform_dependent(q, of_rows, of_columns, cpu=skewed, default=batched)
-
-
-def _forward(q: Array, of_rows: Array, of_columns: Array, grid: Grid) -> tuple[Array, tuple[Array, Array, Array]]:
-    return position_columns(q, of_rows, of_columns, grid), (q, of_rows, of_columns)
-
-
-def _backward(grid: Grid, saved: tuple[Array, Array, Array], grad: Array) -> tuple[Array, Array, Array]:
-    def gradients(function: Callable[..., Array]) -> Callable[..., tuple[Array, Array, Array]]:
-        return lambda *arguments: jax.vjp(partial(function, grid=grid), *arguments[:-1])[1](arguments[-1])
-
-    return lax.platform_dependent(*saved, grad, cpu=gradients(_skewed), default=gradients(_batched))
-
-
-position_columns.defvjp(_forward, _backward)
 
 
 def _batched(q: Array, of_rows: Array, of_columns: Array, grid: Grid) -> Array:
@@ -64,7 +47,7 @@ def _offsets(side: int) -> Array:
 
 def _skewed(q: Array, of_rows: Array, of_columns: Array, grid: Grid) -> Array:
     def all_offsets(table: Array) -> Array:
-        return product(q, table[::-1], ((3,), (1,))).reshape(*q.shape[:2], *grid, -1)
+        return matmul(q, table[::-1].T).reshape(*q.shape[:2], *grid, -1)
 
     by_row = _own(all_offsets(of_rows).swapaxes(2, 3)).swapaxes(2, 3)
     return _side_by_side(by_row, _own(all_offsets(of_columns)))

@@ -50,7 +50,17 @@ class DyingAfter:
         self.batches.set_state(state)
 
 
-def run(folder, trainable=nnx.Param, die_after=None, loss=loss, steps=12, batches=None, settings=None, **more):
+def run(
+    folder,
+    trainable=nnx.Param,
+    die_after=None,
+    loss=loss,
+    steps=12,
+    batches=None,
+    settings=None,
+    schedule=SCHEDULE,
+    **more,
+):
     """Train a `Net`; `settings` beside the usual ones of the loop, `more` of `train`."""
     model = Net()
     batches = batches or array_batches({"x": X, "y": Y, "place": np.arange(len(X))}, 8, seed=3)
@@ -61,8 +71,8 @@ def run(folder, trainable=nnx.Param, die_after=None, loss=loss, steps=12, batche
         model,
         trainable,
         loss,
-        adamw(SCHEDULE, 0.1),
-        SCHEDULE,
+        adamw(schedule, 0.1),
+        schedule,
         batches,
         LoopSettings(steps, **chosen),
         folder,

@@ -26,20 +26,27 @@ def keep_freed_memory() -> None:
     _set_bounds(own_pages=32 << 20, trim=256 << 20)  # the first is the most it takes
 
 
-def keep_working_memory() -> None:
-    """Let glibc keep what a step of a training on a CPU works in, for the next step.
+def use_one_heap() -> None:
+    """Let all threads share one heap, where JAX computes on CPUs.
 
-    XLA asks for that memory, which is of the size of all activations, anew in every step. New pages are filled by zeros
-    one by one: half as long again as a step itself takes, on some virtual machines. To be called before there is any
-    thread, and so before JAX or NumPy is imported: one that has a heap of its own gives back what is large. The process
-    then holds the most that it ever needed; see `return_free_memory`.
-
-    Where JAX has a plugin for an accelerator nothing is done: there is little on the heap then, and with a single heap
-    many threads wait for each other.
+    To be called before there is any thread, and so before JAX or NumPy is imported. On heaps of their own threads leave
+    more behind, and give back what is large whatever is asked for. Where JAX has a plugin for an accelerator nothing is
+    done, here and in `keep_working_memory`: there is little on the heap then, and many threads wait for each other.
     """
     libc = _glibc()
-    if libc and not (find_spec("jax_plugins") or find_spec("libtpu")):
+    if libc and _on_cpus():
         libc.mallopt(_M_ARENA_MAX, 1)
+
+
+def keep_working_memory() -> None:
+    """From now on, let glibc keep what a step on a CPU works in, for the next step.
+
+    XLA asks for that memory, which is of the size of all activations, anew in every step. New pages are filled by zeros
+    one by one: half as long again as a step of a training itself takes, on some virtual machines. The process then
+    holds the most that it ever needs; see `return_free_memory`. It needs `use_one_heap`.
+    """
+    libc = _glibc()
+    if libc and _on_cpus():
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
 
@@ -57,6 +64,10 @@ def _set_bounds(own_pages: int, trim: int) -> None:
     if libc:
         libc.mallopt(_M_MMAP_THRESHOLD, own_pages)
         libc.mallopt(_M_TRIM_THRESHOLD, trim)
+
+
+def _on_cpus() -> bool:
+    return not (find_spec("jax_plugins") or find_spec("libtpu"))
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.stages import Compiled
 from safetensors.numpy import load_file
 
+from dorl_jax.compiling import compiler_options
 from dorl_jax.models import SAM_PIXEL_MEAN, SAM_PIXEL_STD
 from dorl_jax.models.compute import round_kernels, set_compute, with_rounded_kernels
 from dorl_jax.stages.finetune_sam import segmentation_objective
@@ -43,7 +44,9 @@ def compile_step(task: Task, dtype: str, folder: Path) -> tuple[Run, Compiled]:
         return _training(model, model.trainable(), segmentation_objective(model.config), batch, 0.1)
     round_kernels(model.merge())
     graph, state = nnx.split(model.sam)
-    encode = jax.jit(lambda state, images: nnx.merge(graph, state).encode_image(images))
+    encode = jax.jit(
+        lambda state, images: nnx.merge(graph, state).encode_image(images), compiler_options=compiler_options()
+    )
     program = encode.lower(state, batch["image"]).compile()
     mean_square = jax.jit(lambda x: jnp.mean(x.astype(jnp.float32) ** 2))
 
@@ -60,7 +63,7 @@ def _training(
     rest = with_rounded_kernels(model, rest)
     optimiser = adamw(lambda step: 1e-4, weight_decay)
     state = init_state(trained, optimiser, 0)
-    step = jax.jit(make_step(graph, objective, optimiser), donate_argnums=0)
+    step = jax.jit(make_step(graph, objective, optimiser), donate_argnums=0, compiler_options=compiler_options())
     program = step.lower(state, rest, batch).compile()
 
     def one(own: nnx.Module = model) -> float:  # a training keeps its model, too, while it steps

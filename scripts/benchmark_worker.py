@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dorl_jax.allocator import keep_working_memory, return_free_memory
+from dorl_jax.allocator import keep_working_memory, return_free_memory, use_one_heap
 
 MATMULS = 5
 
@@ -22,8 +22,9 @@ MATMULS = 5
 def main() -> None:
     """Prepare, say "ready" with the first number, and serve."""
     package, name, batch, variant, dtype, folder = sys.argv[1:]
-    if package == "jax" and not name.startswith("forward"):
-        keep_working_memory()  # as the commands that train do, before anything that starts threads is imported
+    if package == "jax":  # as the commands do, before anything that starts threads is imported
+        use_one_heap()
+        keep_working_memory()
     from benchmark_tasks import task_of, write_inputs
 
     # What libraries print must not be taken for an answer.

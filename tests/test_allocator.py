@@ -33,9 +33,13 @@ print(resident() - before)
 STEPS = """
 import os
 import sys
-from dorl_jax.allocator import keep_working_memory, return_free_memory
+from dorl_jax.allocator import keep_working_memory, return_free_memory, return_freed_memory, use_one_heap
 
-if sys.argv[1] == "keep":
+if sys.argv[1] != "leave":
+    use_one_heap()
+if sys.argv[1] == "later":
+    return_freed_memory()
+if sys.argv[1] != "leave":
     keep_working_memory()
 os.environ["NUMPY_MADVISE_HUGEPAGE"] = "0"
 
@@ -78,24 +82,34 @@ def held_after(argument: str) -> int:
 )
 def test_what_a_step_worked_in_is_kept_for_the_next() -> None:
     pages = (8 << 25) // resource.getpagesize()
-    first, second, behind = printed_by(STEPS, "keep")
     almost = 0.99 * pages  # some lie on pages that have been used before
-    assert first > almost
-    assert second < pages // 100
-    assert behind > almost  # for it was given back between them
+    for when in ("keep", "later"):  # behind the other setting, too
+        first, second, behind = printed_by(STEPS, when)
+        assert first > almost
+        assert second < pages // 100
+        assert behind > almost  # for it was given back between them
     assert printed_by(STEPS, "leave")[1] > almost
 
 
 @pytest.mark.parametrize(
-    ("command", "keeps"), [("train-cae", True), ("baselines", True), ("run", True), ("embed", False), ("", False)]
+    ("command", "expected"),
+    [
+        ("train-cae", ["one heap", "kept"]),
+        ("baselines", ["one heap", "kept"]),
+        ("run", ["one heap", "kept"]),
+        ("embed", ["one heap"]),
+        ("evaluate", []),
+        ("", []),
+    ],
 )
-def test_commands_that_train_keep_it(monkeypatch: pytest.MonkeyPatch, command: str, keeps: bool) -> None:
-    kept: list[str] = []
+def test_what_commands_do_with_memory(monkeypatch: pytest.MonkeyPatch, command: str, expected: list[str]) -> None:
+    done: list[str] = []
     monkeypatch.setattr(sys, "argv", ["dorl-jax", command] if command else ["dorl-jax"])
-    monkeypatch.setattr(__main__, "keep_working_memory", lambda: kept.append(command))
+    monkeypatch.setattr(__main__, "keep_working_memory", lambda: done.append("kept"))
+    monkeypatch.setattr(__main__, "use_one_heap", lambda: done.append("one heap"))
     monkeypatch.setattr("dorl_jax.cli.main", lambda: 7)
     assert __main__.main() == 7
-    assert kept == [command] * keeps
+    assert done == expected
 
 
 @only_glibc

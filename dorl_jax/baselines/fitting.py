@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, UInt8
 from tqdm.auto import tqdm
 
 from dorl_jax.baselines.cells import Cells
+from dorl_jax.compiling import compiler_options
 from dorl_jax.data.loader import Batches, array_batches
 from dorl_jax.errors import InputError
 from dorl_jax.models.layers import AnyArray
@@ -28,7 +29,7 @@ def compiled_step(model: nnx.Module, objective: LossFunction, optimiser: optax.G
       optimiser: with its schedule.
     """
     graph = nnx.split(model, nnx.Param, ...)[0]
-    return jax.jit(make_step(graph, objective, optimiser), donate_argnums=0)
+    return jax.jit(make_step(graph, objective, optimiser), donate_argnums=0, compiler_options=compiler_options())
 
 
 def fit(

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from dorl_jax.compiling import compiler_options
 from dorl_jax.data.cut import CutCells, cut_cells
 from dorl_jax.data.pool import buffered, worker_pool
 from dorl_jax.data.views import small_crop
@@ -241,7 +242,9 @@ def _programs(models: tuple[LoraSam, Cae | None], mesh: Mesh) -> Callable[[Calla
     state = jax.device_put(state, on_every_device(mesh))
 
     def compiled(function: Callable[..., Any]) -> Program:
-        program = jax.jit(lambda state, *arrays: function(nnx.merge(graph, state), *arrays))
+        program = jax.jit(
+            lambda state, *arrays: function(nnx.merge(graph, state), *arrays), compiler_options=compiler_options()
+        )
         return lambda *arrays: program(state, *(jax.device_put(array, rows) for array in arrays))
 
     return compiled

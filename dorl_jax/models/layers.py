@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dorl_jax.models.products import add_bias, matmul
+from dorl_jax.models.gelu import exact_gelu
+from dorl_jax.models.products import affine, matmul
 
 Initializer = Callable[..., Array]
 AnyArray = Array | np.ndarray  # what a public entry takes: on the device or on the host
@@ -21,29 +21,6 @@ AnyArray = Array | np.ndarray  # what a public entry takes: on the device or on 
 
 class Buffer(nnx.Variable):
     """A tensor that belongs to a model but is never trained."""
-
-
-@jax.custom_vjp
-def exact_gelu(x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-    """x * Phi(x) with the error function, not its tanh approximation; computed in fp32."""
-    wide = x.astype(jnp.float32)
-    # With erf, as in PyTorch: erfc, which JAX's own takes, costs CPUs more than twice as much.
-    return (0.5 * wide * (1 + lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
-
-
-def _gelu_forward(x: Array) -> tuple[Array, Array]:
-    return exact_gelu(x), x
-
-
-def _gelu_backward(x: Array, grad: Array) -> tuple[Array]:
-    """Phi(x) + x phi(x), from x alone: nothing else is kept for it."""
-    wide = x.astype(jnp.float32)
-    density = jnp.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
-    slope = 0.5 * (1 + lax.erf(wide * math.sqrt(0.5))) + wide * density
-    return ((grad.astype(jnp.float32) * slope).astype(x.dtype),)
-
-
-exact_gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 def torch_uniform(fan_in: int) -> Initializer:
@@ -58,12 +35,12 @@ def torch_uniform(fan_in: int) -> Initializer:
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear` by `products.matmul`."""
+    """`nnx.Linear` by the products of `products.py`."""
 
     def __call__(self, inputs: Float[Array, "*b i"], out_sharding: Any = None) -> Float[Array, "*b o"]:
         dtype = self.dtype or inputs.dtype
-        y = matmul(inputs.astype(dtype), self.kernel[...].astype(dtype))
-        return y if self.bias is None else add_bias(y, self.bias[...].astype(dtype))
+        x, kernel = inputs.astype(dtype), self.kernel[...].astype(dtype)
+        return matmul(x, kernel) if self.bias is None else affine(x, kernel, self.bias[...])
 
 
 def linear(

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from dorl_jax.errors import suggest
 from dorl_jax.models.layers import Linear, linear, torch_uniform
-from dorl_jax.models.products import add_bias, product
+from dorl_jax.models.products import product, sum_of_rows
 
 TARGETS = ("q", "k", "v", "proj", "mlp")
 
@@ -66,20 +66,29 @@ class Lora(nnx.Module):
         self.b = nnx.LoRAParam(jnp.zeros((rank, out_features)))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def adapted_matmul(
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def adapted_affine(
     x: Float[Array, "*b i"],
     kernel: Float[Array, "i o"],
+    bias: Float32[Array, " o"],
     downs: tuple[Float[Array, "i r"], ...],
     ups: tuple[Float[Array, "r _"], ...],
     places: tuple[tuple[int, int], ...],
 ) -> Float[Array, "*b o"]:
-    """x @ kernel, plus x @ down @ up of every update at the columns `places`. All of one type; sums in fp32."""
-    return _adapted_forward(x, kernel, downs, ups, places)[0]
+    """x @ kernel + bias, plus x @ down @ up of every update at the columns `places`.
+
+    All but the bias of one type, that of the result; sums in fp32.
+    """
+    return _adapted_forward(x, kernel, bias, downs, ups, places)[0]
 
 
 def _adapted_forward(
-    x: Array, kernel: Array, downs: tuple[Array, ...], ups: tuple[Array, ...], places: tuple[tuple[int, int], ...]
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    downs: tuple[Array, ...],
+    ups: tuple[Array, ...],
+    places: tuple[tuple[int, int], ...],
 ) -> tuple[Array, tuple[Array, Array, tuple[Array, ...], tuple[Array, ...], Array]]:
     inner = product(x, jnp.concatenate(downs, axis=1), ((x.ndim - 1,), (0,)))
     # One product for all updates, with zeros where one does not reach: adding them one by one would write all outputs
@@ -90,14 +99,14 @@ def _adapted_forward(
     last = (((x.ndim - 1,), (0,)), ((), ()))
     y = lax.dot_general(x, kernel, last, preferred_element_type=jnp.float32)
     y += lax.dot_general(inner, jnp.concatenate(wide), last, preferred_element_type=jnp.float32)
-    return y.astype(x.dtype), (x, kernel, downs, ups, inner)
+    return (y + bias).astype(x.dtype), (x, kernel, downs, ups, inner)
 
 
 def _adapted_backward(
     places: tuple[tuple[int, int], ...],
     saved: tuple[Array, Array, tuple[Array, ...], tuple[Array, ...], Array],
     grad: Array,
-) -> tuple[Array, Array, tuple[Array, ...], tuple[Array, ...]]:
+) -> tuple[Array, Array, Array, tuple[Array, ...], tuple[Array, ...]]:
     x, kernel, downs, ups, inner = saved
     last, rows = x.ndim - 1, tuple(range(x.ndim - 1))
     ranks = [down.shape[1] for down in downs]
@@ -114,10 +123,10 @@ def _adapted_backward(
     down = jnp.concatenate(downs, axis=1)
     of_x += lax.dot_general(of_inner, down, (((last,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     of_downs = tuple(of_down[:, low:high] for low, high in pairwise(edges))
-    return of_x.astype(x.dtype), product(x, grad, (rows, rows)), of_downs, tuple(of_ups)
+    return of_x.astype(x.dtype), product(x, grad, (rows, rows)), sum_of_rows(grad), of_downs, tuple(of_ups)
 
 
-adapted_matmul.defvjp(_adapted_forward, _adapted_backward)
+adapted_affine.defvjp(_adapted_forward, _adapted_backward)
 
 
 class Unmerged(nnx.Variable):
@@ -161,14 +170,14 @@ class AdaptedLinear(Linear):
             return super().__call__(inputs, out_sharding)
         assert self.bias is not None
         dtype, loras = self.dtype or inputs.dtype, self.lora.values()
-        y = adapted_matmul(
+        return adapted_affine(
             inputs.astype(dtype),
             jnp.asarray(self.kernel[...], dtype),
+            self.bias[...],
             tuple(jnp.asarray(lora.a[...], dtype) for lora in loras),
             tuple(jnp.asarray(self.scale * lora.b[...], dtype) for lora in loras),
             self.places,
         )
-        return add_bias(y, self.bias[...].astype(dtype))
 
     def _factors(self) -> tuple[Float[Array, "i r"], Float[Array, "r o"]]:
         """All updates as one: the As side by side, each B in its own rows at the outputs it covers, scaled."""

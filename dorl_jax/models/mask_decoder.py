@@ -9,7 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from dorl_jax.models.layers import exact_gelu, linear, torch_uniform
+from dorl_jax.models.gelu import exact_gelu
+from dorl_jax.models.layers import linear, torch_uniform
 from dorl_jax.models.norm import layer_norm
 from dorl_jax.models.two_way_transformer import TwoWayTransformer
 

@@ -8,7 +8,9 @@ hence the gradients that are written out here.
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
+
+from dorl_jax.models.rounding import rounded
 
 Axes = tuple[int, ...]
 
@@ -38,6 +40,27 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 @jax.custom_vjp
+def affine(x: Float[Array, "*b i"], kernel: Float[Array, "i o"], bias: Float32[Array, " o"]) -> Float[Array, "*b o"]:
+    """x @ kernel + bias, rounded once to the type of `x` and `kernel`; each gradient of its argument's type."""
+    return rounded(_affine_sums(x, kernel, bias), x.dtype)
+
+
+def _affine_sums(x: Array, kernel: Array, bias: Array) -> Float32[Array, "*b o"]:
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32) + bias
+
+
+def _affine_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _affine_sums(x, kernel, bias).astype(x.dtype), (x, kernel)
+
+
+def _affine_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array, Array]:
+    return *_matmul_backward(saved, grad), sum_of_rows(grad)
+
+
+affine.defvjp(_affine_forward, _affine_backward)
+
+
+@jax.custom_vjp
 def add_bias(x: Float[Array, "*b c"], bias: Float[Array, " c"]) -> Float[Array, "*b c"]:
     """x + bias, both of one type; so are the gradients."""
     return x + bias
@@ -48,11 +71,17 @@ def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, None]:
 
 
 def _add_bias_backward(saved: None, grad: Array) -> tuple[Array, Array]:
-    rows = tuple(range(grad.ndim - 1))
-    if grad.dtype == jnp.float32:
-        return grad, jnp.sum(grad, axis=rows)
-    # XLA for CPUs sums bf16 one by one; as a product it does not.
-    return grad, product(jnp.ones(grad.shape[:-1], grad.dtype), grad, (rows, rows))
+    return grad, sum_of_rows(grad).astype(grad.dtype)
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+def sum_of_rows(x: Float[Array, "*b c"]) -> Float32[Array, " c"]:
+    """The sum over all axes but the last, in fp32."""
+    rows = tuple(range(x.ndim - 1))
+    if x.dtype == jnp.float32:
+        return jnp.sum(x, axis=rows)
+    # XLA for CPUs sums bf16 one by one; as a product it does not.
+    ones = jnp.ones(x.shape[:-1], x.dtype)
+    return lax.dot_general(ones, x, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)

@@ -5,7 +5,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from dorl_jax.models.layers import Buffer, exact_gelu, linear
+from dorl_jax.models.gelu import exact_gelu
+from dorl_jax.models.layers import Buffer, linear
 from dorl_jax.models.norm import layer_norm
 
 BACKGROUND, FOREGROUND, BOX_FIRST, BOX_SECOND = range(4)

@@ -16,6 +16,7 @@ from flax import nnx
 from tqdm.auto import tqdm
 
 from dorl_jax.allocator import return_free_memory
+from dorl_jax.compiling import compiler_options
 from dorl_jax.errors import InputError
 from dorl_jax.models.compute import with_rounded_kernels
 from dorl_jax.parallel import (
@@ -174,7 +175,12 @@ def train(
     # What does not train is converted once rather than in every step, and on an accelerator takes half the memory.
     rest = place(with_rounded_kernels(model, rest), mesh)
     step = make_step(graph, loss_function, optimiser, settings.step)
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, on_every_device(mesh)))
+    compiled = jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings, on_every_device(mesh)),
+        compiler_options=compiler_options(),
+    )
 
     checkpoints = TrainingCheckpoints(
         folder / "checkpoints", signature or {}, keep=settings.keep, keep_best=bool(settings.select)

@@ -1,5 +1,7 @@
 """What has a gradient written out, against JAX's own gradient of the plain formula; in bf16 against that in fp32."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,11 @@ import pytest
 
 from dorl_jax.models import attention, positions
 from dorl_jax.models.attention import attend
-from dorl_jax.models.layers import exact_gelu
-from dorl_jax.models.lora import adapted_matmul
+from dorl_jax.models.gelu import exact_gelu
+from dorl_jax.models.lora import adapted_affine
 from dorl_jax.models.norm import normalise
 from dorl_jax.models.positions import position_columns
-from dorl_jax.models.products import add_bias, matmul
+from dorl_jax.models.products import add_bias, affine, matmul
 
 
 def plain_attention(q, k, v):
@@ -24,13 +26,13 @@ def plain_norm(x, scale, bias):
     return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale + bias
 
 
-def plain_adapted(x, kernel, first_a, first_b, second_a, second_b):
+def plain_adapted(x, kernel, bias, first_a, first_b, second_a, second_b):
     update = jnp.concatenate([first_a @ first_b, jnp.zeros((5, 2)), second_a @ second_b], axis=1)
-    return x @ (kernel + update)
+    return x @ (kernel + update) + bias
 
 
-def adapted(x, kernel, first_a, first_b, second_a, second_b):
-    return adapted_matmul(x, kernel, (first_a, second_a), (first_b, second_b), ((0, 3), (5, 9)))
+def adapted(x, kernel, bias, first_a, first_b, second_a, second_b):
+    return adapted_affine(x, kernel, bias, (first_a, second_a), (first_b, second_b), ((0, 3), (5, 9)))
 
 
 def plain_positions(q, of_rows, of_columns):
@@ -53,6 +55,7 @@ CASES = {
     "norm": (lambda x, s, b: normalise(x, s, b, 1e-5), plain_norm, [(2, 3, 8), (8,), (8,)]),
     "gelu": (exact_gelu, lambda x: x * jax.scipy.stats.norm.cdf(x), [(4, 50)]),
     "matmul": (matmul, lambda x, kernel: x @ kernel, [(2, 3, 5), (5, 4)]),
+    "affine": (affine, lambda x, kernel, bias: x @ kernel + bias, [(2, 3, 5), (5, 4), (4,)]),
     "bias": (add_bias, lambda x, bias: x + bias, [(2, 3, 5), (5,)]),
     "positions": (columns(position_columns), plain_positions, [(2, 3, 12, 6), (5, 6), (7, 6)]),
     "positions, not on CPUs": (
@@ -60,7 +63,7 @@ CASES = {
         plain_positions,
         [(2, 3, 12, 6), (5, 6), (7, 6)],
     ),
-    "lora": (adapted, plain_adapted, [(2, 4, 5), (5, 9), (5, 2), (2, 3), (5, 3), (3, 4)]),
+    "lora": (adapted, plain_adapted, [(2, 4, 5), (5, 9), (9,), (5, 2), (2, 3), (5, 3), (3, 4)]),
 }
 
 
@@ -69,14 +72,17 @@ CASES = {
 def test_value_and_gradients(case, dtype, close):
     function, plain, shapes = CASES[case]
     rng = np.random.default_rng(0)
-    arguments = [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+    # Biases of sums in fp32 are fp32, and so are their gradients.
+    types = [jnp.float32 if case in ("affine", "lora") and len(shape) == 1 else dtype for shape in shapes]
+    arguments = [jnp.asarray(rng.standard_normal(shape), type_) for shape, type_ in zip(shapes, types, strict=True)]
     wide = [x.astype(jnp.float32) for x in arguments]
     expected, of_plain = jax.vjp(plain, *wide)
     found, of_function = jax.vjp(function, *arguments)
     grad = jnp.asarray(rng.standard_normal(expected.shape), dtype)
     results = [found, *of_function(grad)]
-    for a, b in zip(results, [expected, *of_plain(grad.astype(jnp.float32))], strict=True):
-        assert a.dtype == dtype
+    wanted = [expected, *of_plain(grad.astype(jnp.float32))]
+    for a, b, type_ in zip(results, wanted, [dtype, *types], strict=True):
+        assert a.dtype == type_
         np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=close * float(np.abs(b).max()))
 
 
@@ -93,6 +99,22 @@ def test_gelu_far_out():
     slope = jax.grad(lambda x: exact_gelu(x).sum())(x)
     np.testing.assert_allclose(exact_gelu(x), [[0, 0, 0, 6, 50]], atol=1e-6)
     np.testing.assert_allclose(slope, [[0, 0, 0.5, 1, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [jnp.float32, jnp.bfloat16])
+def test_gelu_on_every_number_of_bf16(given):
+    """Against the error function in double precision; in bf16 rounding, 2^-9, comes to the polynomial's 2e-4."""
+    numbers = (np.arange(2**16, dtype=np.uint32) << 16).view(np.float32)
+    x = numbers[np.abs(numbers) < 100].astype(np.float64)
+    distribution = np.vectorize(math.erf)(x / math.sqrt(2)) / 2 + 0.5
+    slope = distribution + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    found, pull = jax.vjp(exact_gelu, jnp.asarray(x, given))
+    found_slope = np.asarray(pull(jnp.ones(len(x), given))[0], np.float64)
+    rounding, polynomial = (2**-9, 2e-4) if given == jnp.bfloat16 else (2e-6, 1e-6)
+    for ours, exact in ((np.asarray(found, np.float64), x * distribution), (found_slope, slope)):
+        assert (np.abs(ours - exact) <= rounding * np.abs(exact) + polynomial).all()
+    forward = jax.jit(exact_gelu)(jnp.asarray(x, given))  # not that of the gradient
+    np.testing.assert_array_equal(forward, found)
 
 
 @pytest.mark.parametrize("most", [10, 35, 42, 69])

@@ -50,7 +50,7 @@ def _slope(x: Array) -> Array:
 
 
 def _by_type(given: Array, exact: Callable[[Array], Array], odd: "_OddPart", x: Array) -> Array:
-    if given.dtype == jnp.float32:
+    if given.dtype != jnp.bfloat16:
         return exact(x)
     return lax.platform_dependent(x, cpu=odd, default=exact)
 

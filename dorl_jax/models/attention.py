@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from dorl_jax.models.products import product
+from dorl_jax.models.products import product, sums
 
 _HEADS = ((0, 1), (0, 1))
 # Scores of one head and image that are held at once: all of a window's or of a small grid's, 512 rows of 4096 tokens'.
@@ -33,13 +33,13 @@ def _attend(q: Array, k: Array, v: Array) -> Array:
 
 def _mixed(powers: Float[Array, "b heads n m"], v: Array) -> Array:
     # Divided by the sums at last, where there are fewer numbers: on CPUs a third less time than with a whole softmax.
-    mixed = lax.dot_general(powers.astype(v.dtype), v, (((3,), (2,)), _HEADS), preferred_element_type=jnp.float32)
+    mixed = sums(powers.astype(v.dtype), v, ((3,), (2,)), _HEADS)
     return (mixed / jnp.sum(powers, axis=-1, keepdims=True)).astype(v.dtype)
 
 
 def _powers(q: Array, k: Array) -> Float[Array, "b heads n m"]:
     """exp(scores), each row up to a factor that makes its largest 1."""
-    scores = lax.dot_general(q, k, (((3,), (3,)), _HEADS), preferred_element_type=jnp.float32)
+    scores = sums(q, k, ((3,), (3,)), _HEADS)
     return jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
 
 
@@ -69,7 +69,7 @@ def _attend_backward(saved: tuple[Array, Array, Array, Array | None], grad: Arra
 
 def _gradients(q: Array, k: Array, v: Array, powers: Array, grad: Array) -> tuple[Array, Array, Array]:
     weights = powers / jnp.sum(powers, axis=-1, keepdims=True)
-    of_weights = lax.dot_general(grad, v, (((3,), (3,)), _HEADS), preferred_element_type=jnp.float32)
+    of_weights = sums(grad, v, ((3,), (3,)), _HEADS)
     # They follow from the output and its gradient too, which are smaller; but CPUs are slow at summing what was bf16.
     along_rows = jnp.sum(weights * of_weights, axis=-1, keepdims=True)
     of_scores = (weights * (of_weights - along_rows)).astype(q.dtype)

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dorl_jax.models.layers import torch_uniform
-from dorl_jax.models.products import add_bias
+from dorl_jax.models.products import add_bias, sums
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -66,7 +66,7 @@ def _products(x: Array, kernel: Array, padding: Padding) -> Array:
 
     def some(images: Array) -> Array:
         gathered = _gather(images, kernel.shape[1], columns, _COLUMNS)
-        rows = lax.dot_general(gathered, matrix, (((3,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        rows = sums(gathered, matrix, ((3,), (0,)))
         return _sum(rows, kernel.shape[0], (top, bottom), _ROWS).astype(x.dtype)
 
     parts = lax.map(some, _parts(x))
@@ -81,13 +81,11 @@ def _products_gradients(x: Array, kernel: Array, grad: Array, padding: Padding) 
         x, grad = images
         # What `_sum` gave in reverse order: the row that a tap is added to lies as far below as it came from above.
         rows = _gather(grad, kh, (kh - 1 - top, kh - 1 - bottom), _ROWS, reverse=True)
-        columns = lax.dot_general(rows, matrix, (((3,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        columns = sums(rows, matrix, ((3,), (1,)))
         grad_x = _sum(columns, kw, (kw - 1 - left, kw - 1 - right), _COLUMNS, reverse=True).astype(x.dtype)
         positions = ((0, 1, 2), (0, 1, 2))
         gathered = _gather(x, kw, (left, right), _COLUMNS)
-        return total + lax.dot_general(
-            gathered, rows, (positions, ((), ())), preferred_element_type=jnp.float32
-        ), grad_x
+        return total + sums(gathered, rows, positions), grad_x
 
     total, parts = lax.scan(some, jnp.zeros(matrix.shape, jnp.float32), (_parts(x), _parts(grad, x)))
     grad_kernel = total.reshape(kw, channels_in, kh, channels_out).transpose(2, 0, 1, 3)

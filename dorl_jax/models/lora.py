@@ -9,13 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from dorl_jax.errors import suggest
 from dorl_jax.models.layers import Linear, linear, torch_uniform
-from dorl_jax.models.products import product, sum_of_rows
+from dorl_jax.models.products import product, sum_of_rows, sums
 
 TARGETS = ("q", "k", "v", "proj", "mlp")
 
@@ -96,9 +95,8 @@ def _adapted_forward(
     wide = [
         jnp.pad(up, ((0, 0), (start, kernel.shape[1] - stop))) for up, (start, stop) in zip(ups, places, strict=True)
     ]
-    last = (((x.ndim - 1,), (0,)), ((), ()))
-    y = lax.dot_general(x, kernel, last, preferred_element_type=jnp.float32)
-    y += lax.dot_general(inner, jnp.concatenate(wide), last, preferred_element_type=jnp.float32)
+    last = ((x.ndim - 1,), (0,))
+    y = sums(x, kernel, last) + sums(inner, jnp.concatenate(wide), last)
     return (y + bias).astype(x.dtype), (x, kernel, downs, ups, inner)
 
 
@@ -119,9 +117,8 @@ def _adapted_backward(
         of_ups.append(product(inner[..., low:high], part, (rows, rows)))
     of_inner = jnp.concatenate(of_inners, axis=-1)
     of_down = product(x, of_inner, (rows, rows))
-    of_x = lax.dot_general(grad, kernel, (((last,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    down = jnp.concatenate(downs, axis=1)
-    of_x += lax.dot_general(of_inner, down, (((last,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    along = ((last,), (1,))
+    of_x = sums(grad, kernel, along) + sums(of_inner, jnp.concatenate(downs, axis=1), along)
     of_downs = tuple(of_down[:, low:high] for low, high in pairwise(edges))
     return of_x.astype(x.dtype), product(x, grad, (rows, rows)), sum_of_rows(grad), of_downs, tuple(of_ups)
 

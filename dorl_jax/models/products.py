@@ -15,9 +15,14 @@ from dorl_jax.models.rounding import rounded
 Axes = tuple[int, ...]
 
 
+def sums(a: Array, b: Array, contract: tuple[Axes, Axes], batch: tuple[Axes, Axes] = ((), ())) -> Array:
+    """`lax.dot_general` with its sums as they are, in fp32."""
+    return lax.dot_general(a, b, (contract, batch), preferred_element_type=jnp.float32)
+
+
 def product(a: Array, b: Array, contract: tuple[Axes, Axes], batch: tuple[Axes, Axes] = ((), ())) -> Array:
-    """`lax.dot_general` of operands of one type, with sums in fp32 and the result in the operands' type."""
-    return lax.dot_general(a, b, (contract, batch), preferred_element_type=jnp.float32).astype(a.dtype)
+    """`sums` of operands of one type, in their type."""
+    return sums(a, b, contract, batch).astype(a.dtype)
 
 
 @jax.custom_vjp
@@ -46,7 +51,7 @@ def affine(x: Float[Array, "*b i"], kernel: Float[Array, "i o"], bias: Float32[A
 
 
 def _affine_sums(x: Array, kernel: Array, bias: Array) -> Float32[Array, "*b o"]:
-    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32) + bias
+    return sums(x, kernel, ((x.ndim - 1,), (0,))) + bias
 
 
 def _affine_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -83,5 +88,4 @@ def sum_of_rows(x: Float[Array, "*b c"]) -> Float32[Array, " c"]:
     if x.dtype == jnp.float32:
         return jnp.sum(x, axis=rows)
     # XLA for CPUs sums bf16 one by one; as a product it does not.
-    ones = jnp.ones(x.shape[:-1], x.dtype)
-    return lax.dot_general(ones, x, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    return sums(jnp.ones(x.shape[:-1], x.dtype), x, (rows, rows))

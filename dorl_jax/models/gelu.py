@@ -23,8 +23,7 @@ def exact_gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 
 
 def _wide(x: Array) -> Float32[Array, "*s"]:
-    wide = x.astype(jnp.float32)
-    return wide * _by_type(x, _distribution, _DISTRIBUTION, wide)
+    return x.astype(jnp.float32) * _wide_of(x, _distribution, _DISTRIBUTION)
 
 
 def _forward(x: Array) -> tuple[Array, Array]:
@@ -33,7 +32,7 @@ def _forward(x: Array) -> tuple[Array, Array]:
 
 def _backward(x: Array, grad: Array) -> tuple[Array]:
     """Phi(x) + x phi(x), from x alone: nothing else is kept for it."""
-    slope = _by_type(x, _slope, _SLOPE, x.astype(jnp.float32))
+    slope = _wide_of(x, _slope, _SLOPE)
     return ((grad.astype(jnp.float32) * slope).astype(x.dtype),)
 
 
@@ -49,10 +48,9 @@ def _slope(x: Array) -> Array:
     return _distribution(x) + x * jnp.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
 
 
-def _by_type(given: Array, exact: Callable[[Array], Array], odd: "_OddPart", x: Array) -> Array:
-    if given.dtype != jnp.bfloat16:
-        return exact(x)
-    return lax.platform_dependent(x, cpu=odd, default=exact)
+def _wide_of(x: Array, exact: Callable[[Array], Array], odd: "_OddPart") -> Float32[Array, "*s"]:
+    wide = x.astype(jnp.float32)
+    return lax.platform_dependent(wide, cpu=odd, default=exact) if x.dtype == jnp.bfloat16 else exact(wide)
 
 
 class _OddPart:

@@ -39,12 +39,13 @@ def use_one_heap() -> None:
 
 
 def keep_working_memory() -> None:
-    """From now on, let glibc keep what a step on a CPU works in, for the next step.
+    """From now on, let glibc keep what a step on a CPU works in, for the next step; what is free now goes back first.
 
     XLA asks for that memory, which is of the size of all activations, anew in every step. New pages are filled by zeros
     one by one: half as long again as a step of a training itself takes, on some virtual machines. The process then
     holds the most that it ever needs; see `return_free_memory`. It needs `use_one_heap`.
     """
+    return_free_memory()
     libc = _glibc()
     if libc and _on_cpus():
         libc.mallopt(_M_MMAP_MAX, 0)

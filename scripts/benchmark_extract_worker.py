@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from benchmark_worker import forget_peak, status
 
-from dorl_jax.allocator import keep_working_memory, return_free_memory, return_freed_memory, use_one_heap
+from dorl_jax.allocator import keep_working_memory, return_freed_memory, use_one_heap
 
 # What a pass gives: vectors, and how much of its time the device waited.
 Pass = Callable[[], tuple[np.ndarray, float]]
@@ -64,7 +64,6 @@ def prepare_jax(way: str, batch: int, dtype: Any, folder: Path, images: list[Pat
 
     return_freed_memory()
     dorl = DoRL.load(folder / "run", only=dtype)
-    return_free_memory()
     keep_working_memory()
     facts = {"version": f"jax {jax.__version__}", "img_size": dorl.side}
     listed = open_images([str(path) for path in images])

@@ -9,7 +9,7 @@ import jax
 from tqdm.auto import tqdm
 
 from dorl_jax import __version__, config
-from dorl_jax.allocator import keep_working_memory, return_free_memory, return_freed_memory
+from dorl_jax.allocator import keep_working_memory, return_freed_memory
 from dorl_jax.data.image_lists import ImageList, open_images
 from dorl_jax.dorl import DoRL, settings_of, weights_fingerprint
 from dorl_jax.embedding.job import IMAGES, Done, EmbedJob, embed_images, extract_images
@@ -95,15 +95,9 @@ def _embed(options: argparse.Namespace, images: ImageList, job: EmbedJob) -> Non
         shard_size=_count("--shard-size", options.shard_size),
     )
     dorl = DoRL.load(options.model, only=job.dtype)
-    _end_of_reading()
+    keep_working_memory()
     done = embed_images(dorl, images, options.out, job, progress=not options.quiet)
     print(_told(done, "vector", f"The vectors: {options.out}"))
-
-
-def _end_of_reading() -> None:
-    """What reading the models took goes back; what a batch is computed in is kept for the next."""
-    return_free_memory()
-    keep_working_memory()
 
 
 def _count(option: str, given: str | int) -> int:
@@ -128,7 +122,7 @@ def _extract(options: argparse.Namespace, images: ImageList, job: EmbedJob) -> N
     segmenter = load_model(options.model / "finetune_sam" / "model", LoraSam)
     weights = weights_fingerprint(segmenter)
     forget_unmerged(segmenter.merge())
-    _end_of_reading()
+    keep_working_memory()
     made_by = {
         "version": __version__,
         "weights": {"segmenter": weights},

@@ -5,9 +5,9 @@ scores reach 460, and the softmax turns the last bit of a score into the fourth 
 in float64 differs from the recorded float32 values by 5e-4 in the masks, 2.4 % in the worst gradient norm and 2.2 %
 in the worst loss of the fourth step; PyTorch on another processor than the recording one differs as much. What lies
 behind that attention is therefore held to the looser bounds below here, and to 1e-5 and 1e-3 in `test_torch_twin.py`,
-where the same weights are scaled. The worst norm may be off by the record's own distance from float64 and as much
-again for ours (2 to 3.7 %, by processor and compiler); the middle one, which a wrong gradient would move, is 0.1 to
-0.2 % off.
+where the same weights are scaled. The worst norm, w_a_001, may be off by the record's own distance from float64 and as
+much again for ours (2 to 3.7 %, by processor and compiler); the middle one, which a wrong gradient would move, is 0.1
+to 0.2 % off.
 """
 
 import numpy as np
@@ -17,8 +17,8 @@ from golden import at_224_shape, deviation, lora_state_dict, rule_made, sam_shap
 
 from weights_conversion import convert_lora_sam
 
-MASKS, LATER_LOSSES = 2e-3, 3e-2
-WORST_NORM, MIDDLE_NORM = 5e-2, 3e-3
+MASKS, LATER_LOSSES, GRADIENT_NORMS = 2e-3, 3e-2, 3e-2
+WORST_NORMS, MIDDLE_NORM = {"w_a_001": 5e-2}, 3e-3
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,7 @@ def test_fine_tuning(golden, model, recorded):
     gradients = taken[0][1]
     assert {name for name, norm in norms.items() if norm > 0} == set(gradients)
     for name, gradient in gradients.items():
-        np.testing.assert_allclose(np.linalg.norm(gradient), norms[name], rtol=WORST_NORM, atol=1e-6, err_msg=str(name))
+        close = WORST_NORMS.get(name, GRADIENT_NORMS)
+        np.testing.assert_allclose(np.linalg.norm(gradient), norms[name], rtol=close, atol=1e-6, err_msg=str(name))
     off = [abs(np.linalg.norm(gradients[name]) / norm - 1) for name, norm in norms.items() if norm > 1e-6]
     assert np.median(off) < MIDDLE_NORM

@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 from benchmark_worker import forget_peak, status
 
-from dorl_jax.allocator import keep_working_memory, return_freed_memory, use_one_heap
-
 # What a pass gives: vectors, and how much of its time the device waited.
 Pass = Callable[[], tuple[np.ndarray, float]]
 
@@ -35,7 +33,6 @@ def main() -> None:
     way, batch, dtype, variant, folder = rest
     images = sorted((Path(folder) / "images").iterdir())
     if order == "jax":
-        use_one_heap()  # and what follows below, as the command does
         run, facts = prepare_jax(way, int(batch), dtype, Path(folder), images)
     else:
         run, facts = prepare_torch(int(batch), dtype, variant, Path(folder), images)
@@ -62,9 +59,7 @@ def prepare_jax(way: str, batch: int, dtype: Any, folder: Path, images: list[Pat
     from dorl_jax.data.pictures import FilePictures
     from dorl_jax.embedding.job import EmbedJob, embed_images
 
-    return_freed_memory()
     dorl = DoRL.load(folder / "run", only=dtype)
-    keep_working_memory()
     facts = {"version": f"jax {jax.__version__}", "img_size": dorl.side}
     listed = open_images([str(path) for path in images])
     engine = dorl.engine(batch, dtype, -1)

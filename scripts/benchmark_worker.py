@@ -22,7 +22,8 @@ MATMULS = 5
 def main() -> None:
     """Prepare, say "ready" with the first number, and serve."""
     package, name, batch, variant, dtype, folder = sys.argv[1:]
-    if package == "jax":  # as the commands do, before anything that starts threads is imported
+    if package == "jax" and not name.startswith("forward"):
+        # As the commands that train do, before anything that starts threads is imported.
         use_one_heap()
         keep_working_memory()
     from benchmark_tasks import task_of, write_inputs

@@ -9,7 +9,7 @@ import jax
 from tqdm.auto import tqdm
 
 from dorl_jax import __version__, config
-from dorl_jax.allocator import keep_working_memory, return_freed_memory
+from dorl_jax.allocator import return_freed_memory
 from dorl_jax.data.image_lists import ImageList, open_images
 from dorl_jax.dorl import DoRL, settings_of, weights_fingerprint
 from dorl_jax.embedding.job import IMAGES, Done, EmbedJob, embed_images, extract_images
@@ -94,9 +94,7 @@ def _embed(options: argparse.Namespace, images: ImageList, job: EmbedJob) -> Non
         workers=options.workers,
         shard_size=_count("--shard-size", options.shard_size),
     )
-    dorl = DoRL.load(options.model, only=job.dtype)
-    keep_working_memory()
-    done = embed_images(dorl, images, options.out, job, progress=not options.quiet)
+    done = embed_images(DoRL.load(options.model, only=job.dtype), images, options.out, job, progress=not options.quiet)
     print(_told(done, "vector", f"The vectors: {options.out}"))
 
 
@@ -122,7 +120,6 @@ def _extract(options: argparse.Namespace, images: ImageList, job: EmbedJob) -> N
     segmenter = load_model(options.model / "finetune_sam" / "model", LoraSam)
     weights = weights_fingerprint(segmenter)
     forget_unmerged(segmenter.merge())
-    keep_working_memory()
     made_by = {
         "version": __version__,
         "weights": {"segmenter": weights},

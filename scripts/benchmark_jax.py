@@ -1,5 +1,6 @@
 """The benchmark's steps in this package: what its stages run."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dorl_jax.models.compute import round_kernels, set_compute, with_rounded_ker
 from dorl_jax.stages.finetune_sam import segmentation_objective
 from dorl_jax.stages.train_cae import cae_objective
 from dorl_jax.training.optim import adamw
+from dorl_jax.training.pace import settle
 from dorl_jax.training.step import LossFunction, init_state, make_step
 from weights_conversion import convert_cae, convert_lora_sam
 
@@ -68,7 +70,9 @@ def _training(
 
     def one(own: nnx.Module = model) -> float:  # a training keeps its model, too, while it steps
         nonlocal state
+        started = time.perf_counter()
         state, losses = program(state, rest, batch)
+        settle(state, started)  # as the loop of a training does
         return float(losses["loss"])
 
     return one, program

@@ -29,6 +29,7 @@ from dorl_jax.parallel import (
     place,
     shard_batch,
 )
+from dorl_jax.training.pace import settle
 from dorl_jax.training.resume import TrainingCheckpoints
 from dorl_jax.training.step import LossFunction, StepSettings, TrainState, init_state, make_step
 from dorl_jax.training.stopping import Interrupted, StopRequest
@@ -224,7 +225,9 @@ def train(
                 batch = dict(next(batches))
                 places = batch.pop("place", None)
                 images += len(next(iter(batch.values()))) * jax.process_count()
+                started = time.perf_counter()
                 state, losses = compiled(state, rest, shard_batch(batch, mesh))
+                settle(state, started)
                 done = index + 1
                 last = done == settings.steps
                 watch.add(done, losses, places)

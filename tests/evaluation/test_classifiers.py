@@ -57,14 +57,13 @@ def test_three_classifiers_average_what_each_says(cells):
 
 
 def test_logistic_regression_of_few_cells_has_the_whole_kernel(cells):
-    """Its decision is a sum of likenesses to the training cells, each with a number of its own (representer theorem)."""
+    """Products of the map are the likenesses themselves."""
     fitted, labels, tested = (one[:40] for one in cells)
     ours = KernelLogistic(seed=3).fit(fitted, labels)
 
     def likeness(a, b):
         return np.exp(-0.3 / a.shape[1] * ((a[:, None].astype(np.float64) - b[None]) ** 2).sum(axis=-1))
 
-    # The map's products are the likenesses themselves.
     mapped, mapped_tested = (ours.pipeline_["map"].transform(one) for one in (fitted, tested))
     np.testing.assert_allclose(mapped @ mapped.T, likeness(fitted, fitted), atol=1e-4)
     np.testing.assert_allclose(mapped_tested @ mapped.T, likeness(tested, fitted), atol=1e-4)

@@ -8,7 +8,7 @@ TITLES = {
     "logistic_regression": "logistic regression",
     "mlp": "MLP",
     "logistic_regression_balanced": "logistic regression, balanced",
-    "lda_logistic_kernel": "LDA, logistic regression with and without a kernel",
+    "lda_logistic": "LDA and logistic regression",
 }
 """Name of each classifier in a table or picture."""
 

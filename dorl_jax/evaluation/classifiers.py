@@ -9,7 +9,6 @@ from jaxtyping import Float, Shaped
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomForestClassifier, VotingClassifier
-from sklearn.kernel_approximation import Nystroem
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
@@ -49,10 +48,9 @@ def make_classifier(name: str, seed: int) -> Any:
         case "logistic_regression_balanced":
             # Classes count alike whatever their size, and few cells do not fit many dimensions exactly.
             return _scaled(LogisticRegression(C=0.05, class_weight="balanced", max_iter=500, random_state=seed))
-        case "lda_logistic_kernel":
-            logistic = make_classifier("logistic_regression_balanced", seed)[-1]
-            voters = [("lda", ShrunkLda()), ("logistic", logistic), ("kernel", KernelLogistic(seed))]
-            return _scaled(VotingClassifier(voters, voting="soft"))
+        case "lda_logistic":
+            both = [("lda", ShrunkLda()), ("logistic", make_classifier("logistic_regression_balanced", seed)[-1])]
+            return _scaled(VotingClassifier(both, voting="soft"))
         case "mlp":
             return _scaled(EarlyStoppingMlp(seed=seed))
     raise InputError(
@@ -78,35 +76,6 @@ class ShrunkLda(LinearDiscriminantAnalysis):
             # Of a class of one cell: the covariance is that of the others, as is meant.
             warnings.filterwarnings("ignore", "Only one sample available", UserWarning)
             return super().fit(vectors, labels)
-
-
-class KernelLogistic(ClassifierMixin, BaseEstimator):
-    """Balanced logistic regression of likenesses to 500 of the training cells (Williams and Seeger, NIPS 2001).
-
-    Where there are no more than 500, that is kernel logistic regression. The kernel is Gaussian; of vectors whose
-    dimensions have mean 0 and deviation 1, two cells drawn at random are alike by exp(-0.6).
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-
-    def fit(self, vectors: Float[np.ndarray, "n d"], labels: Shaped[np.ndarray, " n"]) -> "KernelLogistic":
-        count, width = vectors.shape
-        # C is large because likenesses vary little.
-        self.pipeline_ = Pipeline(
-            [
-                ("map", Nystroem(gamma=0.3 / width, n_components=min(count, 500), random_state=self.seed)),
-                ("logistic", LogisticRegression(C=100, class_weight="balanced", max_iter=500, random_state=self.seed)),
-            ]
-        ).fit(vectors, labels)
-        self.classes_ = self.pipeline_.classes_
-        return self
-
-    def predict(self, vectors: Float[np.ndarray, "n d"]) -> Shaped[np.ndarray, " n"]:
-        return self.pipeline_.predict(vectors)
-
-    def predict_proba(self, vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
-        return self.pipeline_.predict_proba(vectors)
 
 
 class OrderedForest(RandomForestClassifier):

@@ -31,7 +31,6 @@ _FORMAT = 1
 _TRUSTED = (
     "dorl_jax.evaluation.classifiers.EarlyStoppingMlp",
     "dorl_jax.evaluation.classifiers.OrderedForest",
-    "dorl_jax.evaluation.classifiers.KernelLogistic",
     "dorl_jax.evaluation.classifiers.ShrunkLda",
     "dorl_jax.evaluation.classifiers.XgboostClassifier",
     "dorl_jax.evaluation.experts.Experts",

@@ -21,20 +21,18 @@ from dorl_jax.models.pooling import foreground_statistics
 from dorl_jax.models.regions import (
     REGION_NUMBERS,
     RELATION_NUMBERS,
-    SHADE_NUMBERS,
     SIZE_NUMBERS,
     region_statistics,
     relation_statistics,
-    shade_statistics,
     size_statistics,
 )
 from dorl_jax.models.variants import require_variant
 
 EPSILON = 1e-5
 # What a cell's vector can be made of (see `Cae.encode`).
-VectorPart = Literal["cls", "tokens", "features", "pixels", "regions", "shades", "relations", "size"]
+VectorPart = Literal["cls", "tokens", "features", "pixels", "regions", "relations", "size"]
 # Those that are measured on the crop at its full size.
-_MEASURED = {"regions", "shades", "relations", "size"}
+_MEASURED = {"regions", "relations", "size"}
 # (kernel, stride, padding) of the image head; together they take a grid of 14 to 128 pixels.
 HEAD_LAYERS = ((4, 2, 1), (4, 2, 1), (4, 1, 1), (8, 1, 1), (8, 2, 1))
 
@@ -132,7 +130,6 @@ class CaeConfig:
             "features": 2 * self.width,
             "pixels": self.pixel_channels[-1] if self.pixel_channels else 0,
             "regions": REGION_NUMBERS,
-            "shades": SHADE_NUMBERS,
             "relations": RELATION_NUMBERS,
             "size": SIZE_NUMBERS,
         }
@@ -296,13 +293,14 @@ class Cae(nnx.Module):
 
         "cls" is the encoder's cls token, the original's vector; "tokens" mean and sd over the cell of the encoder's
         tokens; "features" the same of the standardised features themselves; "pixels" the pixel encoder's vector;
-        "regions", "shades", "relations" and "size" what `models.regions` measures on the crop (`region_statistics`,
-        `shade_statistics`, `relation_statistics`, `size_statistics`).
+        "regions", "relations" and "size" `regions.region_statistics`, `regions.relation_statistics` and
+        `regions.size_statistics` of the crop.
 
         Args:
           features: (B, grid, grid, width), LoRA-SAM's tokens.
           foreground: share of each token that is cell, 0..1; None for 1 everywhere.
-          crops: the cell alone on grey, 0..1, side `config.crop_size`; "pixels" and what is measured need them.
+          crops: the cell alone on grey, 0..1, side `config.crop_size`; "pixels", "regions", "relations" and "size" need
+            them.
           areas: of the cells, in pixels of their images; "size" needs them.
 
         Raises:
@@ -328,8 +326,6 @@ class Cae(nnx.Module):
                 parts["pixels"] = self.encode_pixels(shrink(crops, config.pixel_size))
             if "regions" in config.vector:
                 parts["regions"] = region_statistics(crops)
-            if "shades" in config.vector:
-                parts["shades"] = shade_statistics(crops)
             if "relations" in config.vector:
                 parts["relations"] = relation_statistics(crops)
             if "size" in config.vector:

@@ -49,10 +49,6 @@ REGION_NUMBERS = (
 )
 """Of `region_statistics`."""
 
-SHADES = 8
-SHADE_NUMBERS = SHADES * _CHANNELS
-"""Of `shade_statistics`."""
-
 RELATION_NUMBERS = 7 * _CHANNELS + _PATTERN_NUMBERS + _BANDS + _SHAPE
 """Of `relation_statistics`."""
 
@@ -111,30 +107,6 @@ def relation_statistics(crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b n"
     of_nucleus, of_cytoplasm = found.bands
     bands = jnp.log((of_nucleus + _STILL) / (of_cytoplasm + _STILL))
     return jnp.concatenate([*relations, *skews, found.patterns, found.shape, bands], axis=-1)
-
-
-def shade_statistics(crops: Float[AnyArray, "b s s 3"]) -> Float[Array, "b n"]:
-    """Mean colour of the darkest eighth of the cell's pixels, of the next, up to the lightest: `SHADE_NUMBERS` a cell.
-
-    Darkness is that of the green channel, colour the nine channels of `region_statistics`. Pixels of one level of green
-    are in one eighth, that of the middle of them; for an eighth without pixels stands the whole cell.
-
-    Args:
-      crops: as for `region_statistics`.
-    """
-    pixels, channels, cell, _, _ = _parts(crops)
-    green = pixels[..., 1]
-    counts = _counts(green, cell)
-    middle = jnp.cumsum(counts, axis=1) - counts / 2
-    ends = jnp.arange(1, SHADES) / SHADES * counts.sum(axis=1, keepdims=True)
-    # The first level of green of every shade but the first: thresholds, for accelerators gather badly.
-    levels = jnp.sum(middle[:, None, :] < ends[..., None], axis=-1)
-    shade = jnp.sum(green[..., None] >= levels[:, None, None, :], axis=-1)
-    inside = ((shade[..., None] == jnp.arange(SHADES)) & cell[..., None]).astype(jnp.float32)
-    area = inside.sum(axis=(1, 2))[..., None]
-    sums = jnp.einsum("bhwk,bhwc->bkc", inside, channels, precision=_EXACT)
-    whole = sums.sum(axis=1, keepdims=True) / area.sum(axis=1, keepdims=True)
-    return jnp.where(area > 0, sums / jnp.maximum(area, 1), whole).reshape(cell.shape[0], -1)
 
 
 def size_statistics(crops: Float[AnyArray, "b s s 3"], areas: Float[AnyArray, " b"]) -> Float[Array, "b 3"]:

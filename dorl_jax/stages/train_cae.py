@@ -46,9 +46,8 @@ class CaeSettings(TrainingSettings):
         ("cls",),
         "what a cell's vector is made of: 'cls', the encoder's cls token (the original); 'tokens', mean and sd of its "
         "tokens over the cell; 'features', the same of the features it reads; 'pixels', the pixel encoder's vector; "
-        "'regions', colour, texture and shape of the cell, its nucleus and its cytoplasm; 'shades', its mean colour "
-        "from the darkest eighth of its pixels to the lightest; 'relations', what of all this stain and light leave "
-        "alone; 'size', areas of the cell, its nucleus and its cytoplasm",
+        "'regions', colour, texture and shape of the cell, its nucleus and its cytoplasm; 'relations', what of these "
+        "stain and light leave alone; 'size', areas of the cell, its nucleus and its cytoplasm",
     )
     reconstruct: int = setting(0, "cells of every batch that are reconstructed; 0 for all", least=0)
     pixel_channels: tuple[int, ...] = setting(

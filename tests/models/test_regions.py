@@ -11,7 +11,6 @@ from dorl_jax.models.hu_moments import hu_moments
 from dorl_jax.models.regions import (
     REGION_NUMBERS,
     RELATION_NUMBERS,
-    SHADE_NUMBERS,
     _counts,
     _histograms,
     band_energies,
@@ -22,7 +21,6 @@ from dorl_jax.models.regions import (
     otsu,
     region_statistics,
     relation_statistics,
-    shade_statistics,
     size_statistics,
 )
 
@@ -163,8 +161,7 @@ def test_hu_moments(cells):
 
 
 @pytest.mark.parametrize(
-    ("statistics", "count"),
-    [(region_statistics, REGION_NUMBERS), (relation_statistics, RELATION_NUMBERS), (shade_statistics, SHADE_NUMBERS)],
+    ("statistics", "count"), [(region_statistics, REGION_NUMBERS), (relation_statistics, RELATION_NUMBERS)]
 )
 def test_mirrored_and_turned(crops, statistics, count):
     crop = crops / np.float32(255)
@@ -199,36 +196,9 @@ def test_a_tint_of_the_whole_cell_leaves_relations_alone(crops):
 
 
 def test_no_cell_gives_finite_numbers():
-    for statistics in (region_statistics, relation_statistics, shade_statistics):
+    for statistics in (region_statistics, relation_statistics):
         for grey in (128 / 255, 0.0):
             assert np.isfinite(statistics(np.full((1, SIDE, SIDE, 3), grey, np.float32))).all()
-
-
-def test_shades_are_means_of_eighths_of_the_pixels(crops):
-    """Sorted by green; a level of which pixels would fall into two eighths is in that of its middle."""
-    found = np.asarray(shade_statistics(crops / np.float32(255))).reshape(2, 8, 9)
-    channels = np.asarray(colour_channels(jnp.asarray(crops, jnp.float32)))
-    cells = np.asarray(cell_mask(jnp.asarray(crops, jnp.float32)))
-    for crop, channel, cell, one in zip(crops, channels, cells, found, strict=True):
-        green, of_pixels = crop[..., 1][cell], channel[cell]
-        shade = np.array([8 * (2 * np.sum(green < g) + np.sum(green == g)) // (2 * len(green)) for g in green])
-        expected = np.stack([of_pixels[shade == number].mean(axis=0) for number in range(8)])
-        np.testing.assert_allclose(one, expected, rtol=1e-4, atol=1e-5)
-        assert (np.diff(one[:, 4]) < 0).all()  # less and less of green is absorbed
-
-
-def test_a_shade_without_pixels_is_the_whole_cell():
-    """Of two tones two shades have pixels."""
-    crop = np.full((1, SIDE, SIDE, 3), 0.8, np.float32)
-    crop[:, :26] = 0.2  # 24 of 60 rows, without the rim
-    found = np.asarray(shade_statistics(crop)).reshape(8, 9)
-    light, dark = (np.asarray(colour_channels(jnp.full((1, 1, 1, 3), level)))[0, 0, 0] for level in (204.0, 51.0))
-    tones = {1: dark, 5: light}
-    for number, one in enumerate(found):
-        np.testing.assert_allclose(one, tones.get(number, found[0]), atol=1e-4)
-    cell = np.asarray(cell_mask(jnp.asarray(crop * 255)))[0]
-    share = (cell & (crop[0, ..., 1] < 0.5)).sum() / cell.sum()
-    np.testing.assert_allclose(found[0], share * dark + (1 - share) * light, atol=1e-4)
 
 
 def test_sizes_are_logarithms_of_areas_in_the_image(crops):

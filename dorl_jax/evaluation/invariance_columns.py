@@ -14,17 +14,28 @@ from dorl_jax.evaluation.results import Summary
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of the table of methods."""
+    """A column of the table of methods; `needs` is why it may be missing."""
 
     name: str
     title: str
     about: str
+    needs: str = ""
 
 
 MEASURES = (
-    Measure("probe", "probe", "balanced accuracy of a linear probe that tells the laboratory"),
+    Measure(
+        "probe",
+        "probe",
+        "balanced accuracy of a linear probe that tells the laboratory",
+        "The probes were not made: they need two groups of cells, or two cells on their own, in every laboratory.",
+    ),
     Measure("probe_forest", "probe, forest", "the same of a random forest"),
-    Measure("robustness", "robustness", "whether neighbours are alike in class (1) or in laboratory (0)"),
+    Measure(
+        "robustness",
+        "robustness",
+        "whether neighbours are alike in class (1) or in laboratory (0)",
+        "The robustness index was not measured: it needs two laboratories with ten cells of each of two classes.",
+    ),
     Measure("kbet", "kBET", "share of neighbourhoods within a class in which laboratories are mixed"),
     Measure("ilisi", "iLISI", "laboratories in a neighbourhood, from one (0) to all (1)"),
     Measure("silhouette_batch", "silhouette, laboratory", "1 where laboratories lie over each other"),
@@ -46,12 +57,15 @@ class InvarianceColumns:
         self.measures = [
             one for one in MEASURES if any(getattr(found, one.name) is not None for found in self._measured)
         ]
-        self.remark = remark
-        if measured and measured[0].probe_of_class is not None:
-            self.remark = (
-                f"Chance is {1 / measured[0].laboratories:.2f} for the probes; a vector of nothing but the class would "
-                f"give {measured[0].probe_of_class:.2f}. {remark}"
-            ).strip()
+        said = []
+        if measured:
+            if measured[0].probe_of_class is not None:
+                said.append(
+                    f"Chance is {1 / measured[0].laboratories:.2f} for the probes; a vector of nothing but the class "
+                    f"would give {measured[0].probe_of_class:.2f}."
+                )
+            said += [one.needs for one in MEASURES if one.needs and one not in self.measures]
+        self.remark = " ".join([*said, remark]).strip()
 
     def of(self, summary: Summary, measure: Measure) -> str:
         """The mean over seeds; self-training works on vectors in their laboratory's units."""

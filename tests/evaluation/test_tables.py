@@ -98,6 +98,16 @@ def test_invariance_stands_beside_accuracy(judged):
     assert "Chance is 0.33 for the probes" in text
 
 
+def test_what_could_not_be_measured_is_said(judged):
+    measured, _ = measure_invariance(judged.cells, [one.run for one in judged.judged], ("none",))
+    without = [replace(one, robustness=None) for one in measured]
+    assert "robustness index" not in InvarianceColumns(measured).remark
+    remark = InvarianceColumns(without, "And that.").remark
+    assert "The robustness index was not measured: it needs two laboratories with ten cells" in remark
+    assert remark.endswith("And that.")
+    assert InvarianceColumns().remark == ""
+
+
 def test_latex_escapes_and_has_as_many_columns(judged):
     text = write_tables(judged.evaluation, "latex")
     assert r"a\_\&\_b, none" in text

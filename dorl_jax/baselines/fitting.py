@@ -1,5 +1,6 @@
 """A short training on one device: minutes long, so that it is not continued but done again."""
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from dorl_jax.data.loader import Batches, array_batches
 from dorl_jax.errors import InputError
 from dorl_jax.models.layers import AnyArray
 from dorl_jax.store import Places
+from dorl_jax.training.pace import settle
 from dorl_jax.training.step import LossFunction, Step, init_state, make_step
 
 
@@ -71,7 +73,9 @@ def fit(
         for _ in bar:
             batch = {key: jnp.asarray(array) for key, array in next(batches).items()}
             jax.block_until_ready(last[-1:])  # no more than two steps are under way
+            started = time.perf_counter()
             state, losses = step(state, rest, batch)
+            settle(state, started)
             last = [*last, losses][-max(1, steps // 10) :]
     means = {key: float(np.mean([float(losses[key]) for losses in last])) for key in last[0]}
     if not np.isfinite(means["loss"]):

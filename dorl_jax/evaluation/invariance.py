@@ -28,7 +28,7 @@ MISSING = (
     "probes and the robustness index do not"
 )
 _FOLDS = 5
-_LEAST = 10
+LEAST_CELLS = 10
 """Cells of a class in a laboratory, for the class to be looked at there."""
 _MOST = 5000
 """Cells that the neighbourhoods of scib-metrics are taken of."""
@@ -179,7 +179,7 @@ def robustness_index(
                 for label in two_classes
             ]
             size = min(most, *(len(block) for block in blocks))
-            if size < _LEAST:
+            if size < LEAST_CELLS:
                 continue
             rows = np.concatenate([random.permutation(block)[:size] for block in blocks])
             near = NearestNeighbors(n_neighbors=min(neighbours, size - 1)).fit(vectors[rows]).kneighbors()[1]
@@ -221,7 +221,7 @@ def _neighbourhoods(
         for label in np.unique(of_class):
             rows = np.flatnonzero(of_class == label)
             counts = np.bincount(of_laboratory[rows])
-            rows = rows[np.isin(of_laboratory[rows], np.flatnonzero(counts >= _LEAST))]
+            rows = rows[np.isin(of_laboratory[rows], np.flatnonzero(counts >= LEAST_CELLS))]
             own = np.unique(of_laboratory[rows], return_inverse=True)[1]
             if len(np.unique(own)) < 2:
                 continue

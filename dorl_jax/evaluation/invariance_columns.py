@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from dorl_jax.errors import InputError
-from dorl_jax.evaluation.invariance import Invariance
+from dorl_jax.evaluation.invariance import LEAST_CELLS, Invariance
 from dorl_jax.evaluation.results import Summary
 
 
@@ -34,7 +34,7 @@ MEASURES = (
         "robustness",
         "robustness",
         "whether neighbours are alike in class (1) or in laboratory (0)",
-        "The robustness index was not measured: it needs two laboratories with ten cells of each of two classes.",
+        f"The robustness index was not measured: it needs, in two laboratories, {LEAST_CELLS} cells of two classes.",
     ),
     Measure("kbet", "kBET", "share of neighbourhoods within a class in which laboratories are mixed"),
     Measure("ilisi", "iLISI", "laboratories in a neighbourhood, from one (0) to all (1)"),

@@ -103,7 +103,7 @@ def test_what_could_not_be_measured_is_said(judged):
     without = [replace(one, robustness=None) for one in measured]
     assert "robustness index" not in InvarianceColumns(measured).remark
     remark = InvarianceColumns(without, "And that.").remark
-    assert "The robustness index was not measured: it needs two laboratories with ten cells" in remark
+    assert "The robustness index was not measured: it needs, in two laboratories, 10 cells of two classes" in remark
     assert remark.endswith("And that.")
     assert InvarianceColumns().remark == ""
 

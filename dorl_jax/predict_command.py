@@ -89,6 +89,7 @@ def _train(options: argparse.Namespace) -> None:
     from dorl_jax.data.taxonomy import load_taxonomy
     from dorl_jax.evaluation.fitted import fit_classifier, save_classifier
 
+    _refuse_overwriting(options.out, options.vectors, options.adapt_to)
     vectors = read_vectors(options.vectors)
     if not vectors.provenance:
         raise InputError(
@@ -120,7 +121,7 @@ def _train(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from dorl_jax.evaluation.fitted import load_classifier
     from dorl_jax.evaluation.origins import describe_origins
-    from dorl_jax.evaluation.prediction import prediction_table
+    from dorl_jax.evaluation.prediction import prediction_table, refuse_vectors_of
 
     if bool(options.images) == bool(options.vectors):
         raise InputError("give IMAGES or --vectors FILE, one of them")
@@ -128,12 +129,14 @@ def _predict(options: argparse.Namespace) -> None:
         raise InputError("give --model RUN: the run whose vectors the classifier was fitted on")
     if options.out.suffix not in (".parquet", ".csv"):
         raise InputError(f"--out {options.out}: expected a .parquet or .csv")
+    _refuse_overwriting(options.out, options.vectors, options.classifier)
     fitted = load_classifier(options.classifier)
     dorl = None
     if options.model is not None:
         from dorl_jax.dorl import DoRL
 
         dorl = DoRL.load(options.model)
+        refuse_vectors_of(fitted, dorl.provenance)
     table = _table(options, dorl)
     predictions, found = prediction_table(fitted, table)
     _write(predictions, options.out)
@@ -160,6 +163,12 @@ def _table(options: argparse.Namespace, dorl: Any) -> pa.Table:
     images = options.images[0] if len(options.images) == 1 else options.images
     table = dorl.embed_table(images, batch_size=options.batch_size, workers=options.workers, progress=not options.quiet)
     return table.replace_schema_metadata({PROVENANCE: json.dumps(dorl.provenance)})
+
+
+def _refuse_overwriting(out: Path, *inputs: Path | None) -> None:
+    for path in inputs:
+        if path is not None and path.resolve() == out.resolve():
+            raise InputError(f"--out {out} is what is read: it would be replaced; give another name")
 
 
 def _write(predictions: pa.Table, out: Path) -> None:

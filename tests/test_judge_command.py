@@ -66,6 +66,7 @@ def test_laboratories_without_a_common_class_are_said(files, capsys):
     ("arguments", "message"),
     [
         (["nothing.parquet"], "expected NAME=FILE"),
+        (["a={files}/poor.parquet", "a={files}/p*.parquet"], "poor.parquet twice, which would pass for two seeds"),
         (["a={files}/poor.parquet", "--set", "foldz=3"], "unknown key 'foldz' (did you mean 'folds'?)"),
         (["a={files}/poor.parquet", "--set", "name=b"], "the methods are given as NAME=FILE"),
         (["a={files}/poor.parquet", "--set", "folds"], "expected KEY=VALUE"),
@@ -76,3 +77,17 @@ def test_bad_input_is_one_line(files, capsys, arguments, message):
     given = [one.format(files=files) for one in arguments]
     assert main(["judge", *given, "--out", str(files / "out"), "--quiet"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_nothing_of_another_command_stays_beside_the_tables(files):
+    def judged(method, *settings):
+        fixed = ("classifiers=['logistic_regression_balanced']", "adaptations=['none']", "folds=2", *settings)
+        more = [text for setting in fixed for text in ("--set", setting)]
+        assert main(["judge", method, "--out", str(files / "out"), "--quiet", *more]) == 0
+        return {path.name for path in (files / "out").iterdir()}
+
+    of_cells = {"few_cells.csv", "invariance.csv", "invariance.json"}
+    assert judged(f"good={files}/good_0.parquet", "few_cells=[5]") > of_cells
+    # a name that a pattern would not find
+    (files / "poor.parquet").rename(files / "poor[1].parquet")
+    assert not judged(f"poor={files}/poor[1].parquet", "few_cells=[]", "invariance=false") & of_cells

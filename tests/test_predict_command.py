@@ -118,6 +118,8 @@ def test_bad_command_lines(trained: Path, tmp_path: Path, capsys: pytest.Capture
             ["predict", "--vectors", vectors, "--classifier", classifier, "--out", "x.txt"],
             "expected a .parquet or .csv",
         ),
+        (["predict", "--vectors", vectors, "--classifier", classifier, "--out", vectors], "is what is read"),
+        (["train-classifier", vectors, "--out", vectors], "is what is read"),
         (["predict", "--vectors", vectors, "--classifier", vectors], "is no classifier that"),
         (["train-classifier", str(tmp_path / "unknown.parquet"), "--out", "x.skops"], "does not tell which model"),
         (["train-classifier", vectors, "--out", "x.skops", "--classifier", "svm_linea"], "did you mean 'svm_linear'?"),

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,8 @@ from dorl_jax.vectors import Vectors, refuse_other_model
 
 # How messages call unlabelled cells that name no laboratory.
 UNLABELLED = "unlabelled"
+# With fewer cells the mean and sd of a laboratory say more of these cells than of it.
+_FEW = 100
 _HEADER = "dorl_jax.json"
 _FORMAT = 1
 # Beside what skops itself trusts: the types that the classifiers of this package are made of.
@@ -163,6 +166,7 @@ def fit_classifier(
     values = in_laboratory_units(adaptation, labelled.values, laboratories, labelled.parts)
     classifier.fit(values, labels)
     adapted_to: dict[str, int] = {}
+    on_few: list[str] = []
     compared, origins = labelled.values, laboratories
     if unlabelled is not None:
         named = "laboratory" in unlabelled.columns.column_names
@@ -170,6 +174,7 @@ def fit_classifier(
         asked = in_laboratory_units(adaptation, unlabelled.values, others, labelled.parts)
         classifier = self_train(make, values, labels, asked, rounds, classifier)
         adapted_to = dict(zip(*_counted(others), strict=True))
+        on_few = notes_on_few(others)
         new = _not_among(unlabelled.ids, others, labelled.ids, laboratories)
         compared = np.concatenate([compared, unlabelled.values[new]])
         origins = np.concatenate([origins, others[new]])
@@ -190,7 +195,7 @@ def fit_classifier(
         seed=seed,
         vectors=labelled.provenance,
         versions=_versions(),
-        notes=(*notes, *more),
+        notes=(*notes, *more, *on_few),
         parts=labelled.parts,
         adapted_to=adapted_to,
     )
@@ -237,8 +242,8 @@ def load_classifier(path: Path) -> FittedClassifier:
     """Read what `save_classifier` wrote. Nothing is unpickled; parts of this package's classifiers alone are built.
 
     Raises:
-      InputError: no such file, or none of a classifier; other versions of scikit-learn or XGBoost than it was
-        fitted with; a type in it that none of the classifiers has.
+      InputError: no such file, a damaged one, or none of a classifier; other versions of scikit-learn or XGBoost than
+        it was fitted with; a type in it that none of the classifiers has.
     """
     header = read_header(path)
     if header.format != _FORMAT:
@@ -252,6 +257,8 @@ def load_classifier(path: Path) -> FittedClassifier:
         content = skops.io.loads(data, trusted=list(_TRUSTED))
     except UntrustedTypesFoundException as error:
         raise InputError(f"{path} holds what no classifier of this package has, and is not loaded: {error}") from error
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
+        raise InputError(f"{path} is damaged: copy or fit it again ({error})") from error
     kept = content["familiarity"]
     references = [Reference(*parts) for parts in zip(kept["names"], kept["vectors"], kept["distances"], strict=True)]
     return FittedClassifier(header, content["classifier"], Familiarity(kept["mean"], kept["scale"], tuple(references)))
@@ -269,6 +276,16 @@ def in_laboratory_units(
         own = laboratories == laboratory
         scaled[own] = in_units(adaptation, values[own], values[own], parts)
     return scaled
+
+
+def notes_on_few(laboratories: Shaped[np.ndarray, " n"]) -> list[str]:
+    """What to keep in mind where cells are scaled by a laboratory of which few are there."""
+    return [
+        f"{name}: mean and sd are those of {count} cells only; below {_FEW}, or where the classes are in other shares "
+        "than usual, they may do more harm than good"
+        for name, count in zip(*_counted(laboratories), strict=True)
+        if count < _FEW
+    ]
 
 
 def _labelled(

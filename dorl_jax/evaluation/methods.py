@@ -1,6 +1,7 @@
 """Representations to be judged on the same cells: each a name and some files of vectors."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -32,7 +33,8 @@ class Run:
 
     Attributes:
       method: its name.
-      seed: number of the file among those of the method that have seen the same cells, from 0.
+      seed: number of the training among those of the method whose files are tested alike, from 0: no two files of one
+        number have seen equally much of a laboratory that both are tested on.
       latents: the vectors, in the order of cells that all runs share.
       targets: laboratories it is tested on. Of a method with files that leave laboratories out and others, each file
         that leaves some out is tested on these alone.
@@ -79,22 +81,22 @@ def align(methods: Sequence[Method]) -> tuple[Latents, list[Run]]:
         ordered = _ordered(cells, method)
         patterns = [(one.serves, b"" if one.seen is None else one.seen.astype("<U10").tobytes()) for one in ordered]
         several = any(len({seen for serves, seen in patterns if serves == one.serves}) > 1 for one in ordered)
-        for number, one in enumerate(ordered):
+        taken: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+        for one in ordered:
             left_out = _left_out(one, laboratories) if several else []
             if one.serves and not laboratories_of(one.serves, laboratories):
                 raise InputError(
                     f"method {method.name!r} has vectors for classifiers trained on {one.serves!r}, which is neither "
                     f"one of the laboratories ({name_some(laboratories, 10)}) nor all but one"
                 )
-            runs.append(
-                Run(
-                    method.name,
-                    patterns[:number].count(patterns[number]),
-                    one,
-                    tuple(left_out or laboratories),
-                    hashlib.sha256(str(one.vectors.shape).encode() + one.vectors.tobytes()).hexdigest(),
-                )
-            )
+            targets = tuple(left_out or laboratories)
+            alike = [(one.serves, target, _seen_of(one, target)) for target in targets]
+            others = set().union(*(taken[test] for test in alike))
+            seed = next(number for number in range(len(others) + 1) if number not in others)
+            for test in alike:
+                taken[test].add(seed)
+            mark = hashlib.sha256(str(one.vectors.shape).encode() + one.vectors.tobytes()).hexdigest()
+            runs.append(Run(method.name, seed, one, targets, mark))
     return cells, runs
 
 
@@ -132,6 +134,13 @@ def _ordered(cells: Latents, method: Method) -> list[Latents]:
                 )
         ordered.append(again)
     return ordered
+
+
+def _seen_of(latents: Latents, laboratory: str) -> str:
+    """What was seen of any of its cells: it decides in which settings the laboratory is tested."""
+    if latents.seen is None:
+        return ""
+    return " ".join(np.unique(latents.seen[latents.laboratories == laboratory]).tolist())
 
 
 def _left_out(latents: Latents, laboratories: Sequence[str]) -> list[str]:

@@ -63,11 +63,11 @@ def heat_maps(
       floors: share of each target's commonest class, 0..1.
       theme: colours.
     """
-    n = len(laboratories)
+    n, names = len(laboratories), [_literal(name) for name in laboratories]
     columns = min(3, len(scores))
     rows = math.ceil(len(scores) / columns)
     panel = min(max(0.68 * n, 1.8), 9.2 / columns)
-    titles = [_wrapped(name, panel) for name in scores]
+    titles = [_literal(_wrapped(name, panel)) for name in scores]
     above = 0.4 + 0.17 * max(0, *(title.count("\n") - 1 for title in titles))
     size = (panel * columns + 1.7, (panel * (n + 1.3) / n + above) * rows + 0.9)
     figure = Figure(figsize=size, layout="constrained")
@@ -85,8 +85,8 @@ def heat_maps(
         axes.set_xlim(-0.5, n - 0.5)
         axes.set_ylim(n + 0.75, -0.5)
         axes.set_title(titles[index], fontsize=_SIZE + 1, color=theme.ink, fontweight="bold")
-        axes.set_xticks(range(n), laboratories, rotation=40, ha="right", rotation_mode="anchor")
-        axes.set_yticks([*range(n), n + 0.25], [*laboratories, "majority floor"])
+        axes.set_xticks(range(n), names, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks([*range(n), n + 0.25], [*names, "majority floor"])
         axes.tick_params(labelbottom=index + columns >= len(scores), labelleft=index % columns == 0)
     figure.supxlabel("tested on", fontsize=_SIZE, color=theme.muted)
     figure.supylabel("trained on", fontsize=_SIZE, color=theme.muted)
@@ -109,6 +109,7 @@ def confusion_grid(
 ) -> bytes:
     """A grid of confusion matrices, true class down, predicted across; each row is divided by its sum."""
     rows, columns, k = counts.shape[:3]
+    classes, row_names, column_names = ([_literal(name) for name in of] for of in (classes, row_names, column_names))
     panel = min(max(0.36 * k, 1.3), 9.2 / columns)
     figure = Figure(figsize=(panel * columns + 1.9, (panel + 0.1) * rows + 1.3), layout="constrained")
     grid: Any = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -221,7 +222,7 @@ def latent_space(
                 c=_COLOURS[index % len(_COLOURS)],
                 marker=_MARKERS[index % len(_MARKERS)],
                 linewidths=0,
-                label=f"{name} ({rows.sum()})",
+                label=_literal(f"{name} ({rows.sum()})"),
             )
         axes.set_title(title, fontsize=_SIZE + 2, color=theme.ink, fontweight="bold", loc="left")
         axes.set_xticks([])
@@ -258,7 +259,7 @@ def few_cell_curves(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[floa
             colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
             sizes = sorted(size for size in of_sizes if size)
             means = [100 * float(np.mean(of_sizes[size])) for size in sizes]
-            axes.plot(sizes, means, color=colour, marker=marker, ms=4, lw=1.5, label=name)
+            axes.plot(sizes, means, color=colour, marker=marker, ms=4, lw=1.5, label=_literal(name))
             low, high = ([100 * end(of_sizes[size]) for size in sizes] for end in (min, max))
             axes.fill_between(sizes, low, high, color=colour, alpha=0.15, lw=0)
             if 0 in of_sizes:
@@ -270,7 +271,7 @@ def few_cell_curves(panels: Mapping[str, Mapping[str, Mapping[int, Sequence[floa
         ticks = sorted({size for of in laboratories.values() for size in of if size} | {least / 2})
         axes.set_xticks(ticks, minor=False)
         axes.set_xticks([], minor=True)
-        axes.set_title(title, fontsize=_SIZE, color=theme.ink, loc="left", fontweight="bold")
+        axes.set_title(_literal(title), fontsize=_SIZE, color=theme.ink, loc="left", fontweight="bold")
         axes.grid(axis="y", color=theme.line, lw=0.6)
         axes.tick_params(length=0, labelsize=_SIZE - 1, labelcolor=theme.muted)
         for side, spine in axes.spines.items():
@@ -373,6 +374,11 @@ def _running_median(values: Float[np.ndarray, " n"], window: int) -> Float[np.nd
 def _scale(theme: Theme) -> dict[str, Any]:
     ramp = LinearSegmentedColormap.from_list("paper to ink", [theme.low, theme.high])
     return {"cmap": ramp, "vmin": 0.0, "vmax": 1.0, "aspect": "equal"}
+
+
+def _literal(name: str) -> str:
+    """A name that is drawn as it is: between two dollars Matplotlib would look for a formula."""
+    return name.replace("$", r"\$")
 
 
 def _wrapped(title: str, inches: float) -> str:

@@ -1,7 +1,9 @@
 """Classes of cells by a fitted classifier, and whether their laboratory is one it knows."""
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -9,12 +11,9 @@ import pyarrow as pa
 from jaxtyping import Float, Shaped
 
 from dorl_jax.errors import InputError
-from dorl_jax.evaluation.fitted import FittedClassifier, in_laboratory_units
+from dorl_jax.evaluation.fitted import FittedClassifier, in_laboratory_units, notes_on_few
 from dorl_jax.evaluation.origins import Origin, find_origins, other_than_adapted
 from dorl_jax.vectors import PROVENANCE, Vectors, from_table, refuse_other_model
-
-# With fewer cells the mean and sd of a laboratory say more of these cells than of it.
-FEW = 100
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ def predict(fitted: FittedClassifier, vectors: Vectors) -> Prediction:
       InputError: vectors of another model than those it was fitted on, or of one that is not known.
     """
     header = fitted.header
-    looked_at = header.vectors.get("vector", ())
-    if looked_at and set(looked_at) < set(vectors.parts):
+    looked_at = parts_looked_at(fitted, vectors.parts)
+    if looked_at:
         vectors = vectors.only(looked_at)
     refuse_other_model(header.vectors, vectors.provenance)
     if vectors.values.shape[1] != header.width:
@@ -59,13 +58,7 @@ def predict(fitted: FittedClassifier, vectors: Vectors) -> Prediction:
     values, notes = vectors.values, []
     if header.adaptation != "none":
         laboratories = vectors.laboratories
-        names, counts = np.unique(laboratories, return_counts=True)
-        notes = [
-            f"{name}: mean and sd are those of {count} cells only; below {FEW}, or where the classes are in other "
-            "shares than usual, they may do more harm than good"
-            for name, count in zip(names.tolist(), counts.tolist(), strict=True)
-            if count < FEW
-        ]
+        notes = notes_on_few(laboratories)
         values = in_laboratory_units(header.adaptation, values, laboratories, header.parts)
     probabilities = fitted.probabilities(values)
     # Of the laboratory as it is: in its own units every one looks alike.
@@ -83,6 +76,26 @@ def predict(fitted: FittedClassifier, vectors: Vectors) -> Prediction:
     )
 
 
+def parts_looked_at(fitted: FittedClassifier, parts: Collection[str]) -> list[str]:
+    """Those of the vectors' parts that the classifier was fitted on, where it was not on all; else none."""
+    looked_at = fitted.header.vectors.get("vector", [])
+    return looked_at if set(looked_at) < set(parts) else []
+
+
+def refuse_vectors_of(fitted: FittedClassifier, provenance: Mapping[str, Any]) -> None:
+    """Refuse a model before it embeds anything.
+
+    Args:
+      fitted: the classifier.
+      provenance: of the vectors that the model makes.
+
+    Raises:
+      InputError: it is another model than the one whose vectors the classifier was fitted on.
+    """
+    looked_at = parts_looked_at(fitted, provenance["vector"])
+    refuse_other_model(fitted.header.vectors, {**provenance, **({"vector": looked_at} if looked_at else {})})
+
+
 def prediction_table(
     fitted: FittedClassifier, table: pa.Table, name: str = "the vectors"
 ) -> tuple[pa.Table, Prediction]:
@@ -96,11 +109,12 @@ def prediction_table(
     Returns:
       The table, its rows in order and complete, with the columns `class`, `probability` (of that class),
       `probability_CLASS` of every class, `nearest_laboratory`, `familiarity` (its p-value), and
-      `familiarity_LABORATORY` of every laboratory it trained on; null where a cell has no vector. Its metadata tells,
-      as JSON under "dorl_jax", of the vectors, the classifier, and the origins. And the prediction itself.
+      `familiarity_LABORATORY` of every laboratory it trained on; null where a cell has no vector. What the table has
+      under one of these names, as true classes, becomes `given_NAME`. Its metadata tells, as JSON under "dorl_jax", of
+      the vectors, the classifier, and the origins. And the prediction itself.
 
     Raises:
-      InputError: see `predict` and `vectors.from_table`.
+      InputError: see `predict` and `vectors.from_table`; a table that has the column `given_NAME`, too.
     """
     vectors = from_table(table, name)
     prediction = predict(fitted, vectors)
@@ -117,7 +131,12 @@ def prediction_table(
     for index, laboratory in enumerate(prediction.laboratories):
         columns[f"familiarity_{laboratory}"] = prediction.p_values[:, index]
     there = ~table.column("vector").is_null().to_numpy()
-    result = table.drop_columns(["vector", *(name for name in columns if name in table.column_names)])
+    result = table.drop_columns(["vector"])
+    given = {column: f"given_{column}" if column in columns else column for column in result.column_names}
+    twice = [column for column in result.column_names if given[column] != column and given[column] in given]
+    if twice:
+        raise InputError(f"{name} has the columns {twice[0]!r} and 'given_{twice[0]}': rename or drop one")
+    result = result.rename_columns([given[column] for column in result.column_names])
     for column, values in columns.items():
         result = result.append_column(column, _spread(values, there))
     about = {

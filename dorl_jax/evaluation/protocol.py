@@ -159,8 +159,9 @@ def plan(methods: Sequence[Method], settings: ProtocolSettings) -> tuple[Latents
     """What `judge` tests: the cells, the runs of the methods on them, and the folds of each laboratory.
 
     Raises:
-      InputError: a classifier whose package is missing, vectors that do not belong together, laboratories too small for
-        the folds (see `split_laboratories`), or a test in a looser setting than `require` allows.
+      InputError: a classifier whose package is missing, vectors that do not belong together or serve no classifier that
+        is fitted, laboratories too small for the folds (see `split_laboratories`), or a test in a looser setting than
+        `require` allows.
     """
     if settings.parity:
         settings = as_original(settings)
@@ -171,6 +172,12 @@ def plan(methods: Sequence[Method], settings: ProtocolSettings) -> tuple[Latents
     classes = len(np.unique(cells.labels))
     if classes > NOT_TESTED:
         raise InputError(f"{classes} classes: at most {NOT_TESTED} can be told apart; merge some by a taxonomy")
+    for run in runs:
+        if not _tasks(run, splits, settings):
+            raise InputError(
+                f"{run.method}: vectors for classifiers trained on {run.latents.serves!r}, which none is: that takes "
+                "leave_one_out = true and three laboratories; give vectors for others, or leave the method out"
+            )
     _refuse_loose(runs, splits, settings)
     return cells, runs, splits
 

@@ -50,6 +50,8 @@ class ProtocolSettings(Settings):
         """
         super().__post_init__()
         if self.parity:
+            if self.require:
+                raise InputError(f"require = {self.require!r} is none of the original's protocol: set parity = false")
             return
         for what, names, known in (
             ("classifier", self.classifiers, CLASSIFIERS),

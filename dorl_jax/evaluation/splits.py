@@ -93,9 +93,14 @@ def _split(latents: Latents, laboratory: str, folds: int, seed: int, grouped: bo
             parts = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(rows, labels, groups))
     for fitted, tested in parts:
         if not len(tested) or (np.unique(labels[fitted], return_counts=True)[1] >= 2).sum() < 2:
+            what, way_out = (
+                ("cells", "add cells, set fewer folds, or leave the laboratory out")
+                if number == len(rows)
+                else ("groups", "set fewer folds, or grouped = false to let a group stand on both sides")
+            )
             raise InputError(
-                f"laboratory {laboratory!r}: its {number} groups leave a fold without cells to test or without two "
-                "classes to train on; set fewer folds, or grouped = false to let a group stand on both sides"
+                f"laboratory {laboratory!r}: its {number} {what} leave a fold without cells to test or without two "
+                f"classes to train on; {way_out}"
             )
     return Split(rows, [(rows[fitted], rows[tested]) for fitted, tested in parts])
 

@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from dorl_jax.config import as_tree
+from dorl_jax.errors import name_some
 from dorl_jax.evaluation import metrics
 from dorl_jax.evaluation.bootstrap import SCORES as DRAWN
 from dorl_jax.evaluation.bootstrap import Draws, difference, draw_groups, interval, over_seeds, score_draws
 from dorl_jax.evaluation.exposure import SETTINGS, Setting
+from dorl_jax.evaluation.exposure import TITLES as SETTING_TITLES
 from dorl_jax.evaluation.latents import Latents
 from dorl_jax.evaluation.results import (
     SCORES,
@@ -82,6 +84,7 @@ class _Found:
       tested: cells of the target that some fold or seed tests.
       counts: of each class among them.
       shown: classes that the source has.
+      single: all cells of the target are one group, so that nothing can be drawn again.
     """
 
     rows: dict[int, list[Row]]
@@ -89,6 +92,7 @@ class _Found:
     tested: Bool[np.ndarray, " m"]
     counts: Int[np.ndarray, " k"]
     shown: Bool[np.ndarray, " k"]
+    single: bool
 
     @property
     def floor(self) -> tuple[float, float]:
@@ -130,9 +134,13 @@ def summarise(
     groups = whole_groups(cells.groups, len(cells))
     of_cell = np.zeros(len(cells), int)  # its group, numbered within the laboratory
     draws = {}
+    single = set()
     for number, (name, split) in enumerate(splits.items()):
         own, of_cell[split.rows] = np.unique(groups[split.rows], return_inverse=True)
         draws[name] = draw_groups(len(own), settings.resamples, settings.seed + number)
+        if len(own) == 1:
+            single.add(name)
+            notes = [*notes, f"{name}: all cells are one group, so that how far its figures would move is not known"]
     rows: list[Row] = []
     confusions: dict[Test, Int[np.ndarray, "k k"]] = {}
     parts: dict[Test, dict[int, list[tuple[Row, Draws]]]] = defaultdict(lambda: defaultdict(list))
@@ -150,6 +158,7 @@ def summarise(
             marked[_cells(test)],
             counts_tested[_cells(test)],
             _shown(test, counts),
+            test[6] in single,
         )
         for test, of_seeds in parts.items()
     }
@@ -171,7 +180,7 @@ def summarise(
         },
         classes=classes,
         headline=headline,
-        notes=notes,
+        notes=[*notes, *_notes_on_seeds(found)],
         settings={**as_tree(settings), "versions": versions},
         confusions=[
             Confusion(test[0], test[1], test[2], test[4], test[5], test[6], test[3], matrix.tolist())
@@ -263,6 +272,8 @@ def _score(found: Sequence[_Found], score: str, seed: int) -> Score:
 
 
 def _draws(found: Sequence[_Found], seed: int) -> Draws:
+    if any(one.single for one in found):
+        return np.full_like(next(iter(found[0].draws.values())), np.nan)
     return over_seeds([_mean_known([one.draws[number] for one in found]) for number in _seeds(found)], seed)
 
 
@@ -292,9 +303,10 @@ def _mean(test: Test, one: _Found, seed: int) -> Mean:
 
 
 def _part(tests: Sequence[Test], found: Mapping[Test, _Found], seed: int) -> Part | None:
-    if not tests:
-        return None
     own = [found[test] for test in tests]
+    seeds = _seeds(own) if own else []
+    if not seeds:
+        return None
     floors = [one.floor for one in own]
     scores = {score: _score(own, score, seed) for score in SCORES}
     return Part(
@@ -302,13 +314,30 @@ def _part(tests: Sequence[Test], found: Mapping[Test, _Found], seed: int) -> Par
         majority_floor=statistics.fmean(floor for floor, _ in floors),
         majority_floor_macro_f1=statistics.fmean(floor for _, floor in floors),
         ceiling=statistics.fmean(one.ceiling for one in own),
-        above_floor=sum(_plain_accuracy(one) > floor for one, (floor, _) in zip(own, floors, strict=True)),
+        above_floor=sum(_plain_accuracy(one, seeds) > floor for one, (floor, _) in zip(own, floors, strict=True)),
         **scores,
     )
 
 
-def _plain_accuracy(one: _Found) -> float:
-    return statistics.fmean(statistics.fmean(row.accuracy for row in rows) for rows in one.rows.values())
+def _plain_accuracy(one: _Found, seeds: Sequence[int]) -> float:
+    return statistics.fmean(statistics.fmean(row.accuracy for row in one.rows[number]) for number in seeds)
+
+
+def _notes_on_seeds(found: Mapping[Test, _Found]) -> list[str]:
+    """Of every method whose laboratories are not all tested by equally many of its files."""
+    lacking: dict[tuple[str, Setting, int], set[str]] = defaultdict(set)
+    together: dict[tuple[str, str, Setting, str, Kind], list[Test]] = defaultdict(list)
+    for test in found:
+        together[test[:5]].append(test)
+    for (method, _, setting, _, _), tests in together.items():
+        for number in set().union(*(found[test].rows for test in tests)):
+            lacking[method, setting, number] |= {test[6] for test in tests if number not in found[test].rows}
+    return [
+        f"{method}, {SETTING_TITLES[setting]}: seed {number} has no vectors to test {name_some(sorted(targets))} with, "
+        "so that means over laboratories and comparisons are without it"
+        for (method, setting, number), targets in sorted(lacking.items())
+        if targets
+    ]
 
 
 def _summary(
@@ -343,7 +372,8 @@ def _on_laboratories(found: Mapping[Test, _Found], seed: int) -> list[OnLaborato
     of_laboratories = []
     for (method, adaptation, setting, classifier, kind, target), tests in together.items():
         part = _part(tests, found, seed)
-        assert part is not None
+        if part is None:
+            continue
         cells = int(np.any([found[test].tested for test in tests], axis=0).sum())
         of_laboratories.append(OnLaboratory(method, adaptation, setting, classifier, kind, target, cells, part))
     return of_laboratories
@@ -363,6 +393,8 @@ def _compare(found: Mapping[Test, _Found], headline: str, seed: int) -> list[Com
             if not common:
                 continue
             sides = [[entries[name][test] for test in common] for name in (first, second)]
+            if not all(map(_seeds, sides)):
+                continue
             # The seeds of two methods have nothing to do with each other: each draws its own.
             draws = [_draws(side, seed + number) for number, side in enumerate(sides)]
             differences = {}

@@ -13,7 +13,7 @@ import numpy as np
 
 from dorl_jax.config import expand_path
 from dorl_jax.data.manifest import Manifest
-from dorl_jax.errors import InputError
+from dorl_jax.errors import InputError, name_some
 from dorl_jax.evaluation import plots
 from dorl_jax.evaluation.few_cells import few_cells
 from dorl_jax.evaluation.heat_maps import panels
@@ -92,7 +92,7 @@ def read_methods(named: Sequence[str]) -> list[Method]:
     """Methods from texts NAME=FILE (see `EvaluateSettings.beside`); texts of one name are one method.
 
     Raises:
-      InputError: a text without a name, a file that is missing or cannot be read.
+      InputError: a text without a name, a file that is missing, given twice or cannot be read.
     """
     files: dict[str, list[Path]] = defaultdict(list)
     for text in named:
@@ -100,10 +100,16 @@ def read_methods(named: Sequence[str]) -> list[Method]:
         if not equals or not name.strip() or not pattern.strip():
             raise InputError(f"{text!r}: expected NAME=FILE, as in 'frozen encoder=features/*.parquet'")
         path = expand_path(pattern.strip(), text)
-        found = [Path(one) for one in sorted(glob(str(path), recursive=True))]
+        # A name may hold brackets.
+        found = [path] if path.is_file() else [Path(one) for one in sorted(glob(str(path), recursive=True))]
         if not found:
             raise InputError(f"{text!r}: no such file")
         files[name.strip()] += found
+    for name, paths in files.items():
+        places = [path.resolve() for path in paths]
+        twice = [path for number, path in enumerate(paths) if places[number] in places[:number]]
+        if twice:
+            raise InputError(f"{name!r} has {name_some(twice)} twice, which would pass for two seeds: give it once")
     return [Method(name, tuple(read_latents(path) for path in paths)) for name, paths in files.items()]
 
 
@@ -127,6 +133,9 @@ def evaluate_methods(
     evaluation = judgement.evaluation
     for note in evaluation.notes:
         logger.info("%s", note)
+    # What a killed run, or one of other settings, would leave beside what is written now.
+    for name in ("summary.json", "invariance.json", "invariance.csv", "few_cells.csv"):
+        (out / name).unlink(missing_ok=True)
     write_predictions(judgement.cells, judgement.judged, out / "predictions.parquet")
     write_text(out / "confusion.json", json.dumps(evaluation.to_confusions()) + "\n")
     for name, items in (

@@ -218,6 +218,11 @@ def test_what_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "bare.skops").write_bytes(skops.io.dumps({"a": 1}))
     with pytest.raises(InputError, match="is no classifier that"):
         load_classifier(tmp_path / "bare.skops")
+    spoilt = bytearray(path.read_bytes())
+    spoilt[len(spoilt) // 3] ^= 1
+    (tmp_path / "spoilt.skops").write_bytes(spoilt)
+    with pytest.raises(InputError, match="spoilt.skops is damaged"):
+        load_classifier(tmp_path / "spoilt.skops")
     versions = fitted_file._versions()
     monkeypatch.setattr(fitted_file, "_versions", lambda: {**versions, "scikit-learn": "0.1.2"})
     with pytest.raises(InputError, match=r"was fitted with scikit-learn .*, here is 0.1.2"):

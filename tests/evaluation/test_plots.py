@@ -152,6 +152,19 @@ def test_nothing_is_written_over_the_names_of_few_cell_curves(monkeypatch, labor
     assert not any(names.overlaps(one.get_window_extent()) for one in [*figure.texts, *inside])
 
 
+def test_names_with_dollars_are_no_formulas(monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *file, **how: figures.append(figure))
+    names = ["a $x^$ b", r"a $\foo$ b"]
+    plots.heat_maps({name: np.eye(2) for name in names}, names, np.zeros(2), plots.LIGHT)
+    plots.confusion_grid(np.ones((1, 1, 2, 2), int), names, names[:1], names[1:], plots.LIGHT)
+    plots.few_cell_curves({name: {name: {0: [0.2], 5: [0.3]} for name in names} for name in names}, plots.LIGHT)
+    plots.latent_space(np.eye(2), np.array(names), np.array(names), plots.LIGHT)
+    for figure in figures:
+        figure.draw_without_rendering()
+    assert len(figures) == 4
+
+
 @pytest.mark.parametrize("classes", [2, 13])
 def test_confusion_grid_divides_by_the_row(classes):
     counts = np.zeros((1, 1, classes, classes), int)

@@ -20,7 +20,7 @@ from dorl_jax.evaluation.fitted import (
     save_classifier,
 )
 from dorl_jax.evaluation.origins import describe_origins
-from dorl_jax.evaluation.prediction import predict, prediction_table
+from dorl_jax.evaluation.prediction import predict, prediction_table, refuse_vectors_of
 from dorl_jax.vectors import PROVENANCE, Vectors
 
 
@@ -87,6 +87,9 @@ def test_a_classifier_of_some_parts(adaptation: Adaptation, tmp_path: Path) -> N
     found = predict(load_classifier(tmp_path / "one.skops"), whole)
     np.testing.assert_array_equal(found.probabilities, predict(expected, alone).probabilities)
     np.testing.assert_array_equal(found.p_values, predict(expected, alone).p_values)
+    refuse_vectors_of(fitted, whole.provenance)
+    with pytest.raises(InputError, match=r"zoom \(1.25, now 0.0\)"):
+        refuse_vectors_of(fitted, {**whole.provenance, "zoom": 0.0})
     with pytest.raises(InputError, match="no part 'area'; the parts are: shape, colour, size"):
         fit_classifier(whole, "logistic_regression", parts=["area"])
     with pytest.raises(InputError, match="no part 'shape'; the parts are: none"):
@@ -125,3 +128,15 @@ def test_vectors_of_another_model() -> None:
         predict(fitted, Vectors(vectors.columns, vectors.values, {}, {}))
     with pytest.raises(InputError, match="takes vectors of 6 numbers, not of 5"):
         predict(fitted, Vectors(vectors.columns, vectors.values[:, :5], vectors.provenance, {}))
+
+
+def test_true_classes_of_the_table_are_kept() -> None:
+    vectors = make_vectors()
+    fitted = fit_classifier(vectors, "logistic_regression")
+    truth = ["something else"] * len(vectors)
+    table = as_table(vectors).append_column("class", pa.array(truth))
+    found, _ = prediction_table(fitted, table)
+    assert found["given_class"].to_pylist() == truth
+    assert set(found["class"].to_pylist()) <= set(CLASSES.tolist())
+    with pytest.raises(InputError, match="has the columns 'class' and 'given_class': rename or drop one"):
+        prediction_table(fitted, table.append_column("given_class", pa.array(truth)))

@@ -307,3 +307,77 @@ def test_vectors_made_with_the_classes_of_a_laboratory_serve_it_alone(make_laten
         InputError, match="classifiers trained on 'east', which is neither one of the lab.* nor all but"
     ):
         judged(Method("m", (replace(latents, serves="east"),)))
+
+
+def test_trainings_that_have_seen_other_halves_are_seeds_of_their_own(make_latents):
+    latents = make_latents(CELLS)
+    halves = [np.where(np.arange(len(latents)) % 2 == half, "no", "unlabelled") for half in (0, 1)]
+    files = tuple(replace(latents, seen=half, vectors=latents.vectors + place) for place, half in enumerate(halves))
+    found = judged(Method("m", files), tested="unseen")
+    assert len({(row.source, row.target, row.seed, row.fold) for row in found.rows}) == len(found.rows)
+    assert {mean.seeds for mean in found.means} == {2}
+    assert found.notes == []
+
+
+def test_a_seed_without_vectors_for_a_laboratory_is_said(make_latents):
+    latents = make_latents(CELLS, distance=3.0)
+    left_out = [("north",), ("north",), ("south",), ("south", "west")]
+    files = tuple(
+        replace(seen(latents, **dict.fromkeys(names, "no")), vectors=latents.vectors + place)
+        for place, names in enumerate(left_out)
+    )
+    runs = align([Method("m", files)])[1]
+    assert [(run.seed, run.targets) for run in runs] == [
+        (0, ("north",)), (1, ("north",)), (0, ("south",)), (1, ("south", "west")),
+    ]  # fmt: skip
+    found = judged(Method("m", files), require="held_out")
+    (note,) = found.notes
+    assert note.startswith("m, held-out laboratory: seed 0 has no vectors to test west with, so that means over")
+    (summary,) = found.summaries
+    assert summary.seeds == 1
+    # of seed 1 alone
+    rows = [row for row in found.rows if row.kind == "leave_one_out" and row.seed == 1]
+    of_targets = [np.mean([row.accuracy for row in rows if row.target == name]) for name in CELLS]
+    assert summary.leave_one_out.accuracy.mean == pytest.approx(np.mean(of_targets))
+
+
+def test_files_without_a_seed_in_common_have_no_summary(make_latents):
+    latents = make_latents(CELLS, distance=3.0)
+    left_out = [("south",), ("south", "west"), ("north",)]
+    files = tuple(
+        replace(seen(latents, **dict.fromkeys(names, "no")), vectors=latents.vectors + place)
+        for place, names in enumerate(left_out)
+    )
+    runs = align([Method("m", files)])[1]
+    assert [run.seed for run in runs] == [0, 1, 0]
+    found = judged(Method("m", files), Method("n", (latents,)))
+    lacking = [note for note in found.notes if "has no vectors" in note]
+    assert len(lacking) == 2
+    of_m = [one for one in found.summaries if one.method == "m"]
+    assert [(one.seeds, one.pairs, one.leave_one_out) for one in of_m] == [(0, None, None)]
+    assert found.comparisons == []
+
+
+def test_vectors_that_serve_no_classifier_are_refused(make_latents):
+    latents = replace(make_latents(CELLS), serves="all but south")
+    with pytest.raises(InputError, match=r"trained on 'all but south', which none is: .* leave_one_out = true"):
+        judged(Method("m", (latents,)), leave_one_out=False)
+
+
+def test_parity_and_a_required_setting_are_not_one():
+    with pytest.raises(InputError, match="require = 'held_out' is none of the original's protocol"):
+        ProtocolSettings(parity=True, require="held_out")
+
+
+def test_a_laboratory_of_one_group_has_no_interval(make_latents):
+    """Of one group nothing can be drawn again: a width of 0 would pass for certainty."""
+    latents = make_latents(CELLS, distance=2.0)
+    groups = np.where(latents.laboratories == "north", "one", latents.ids)
+    latents = replace(latents, groups=groups)
+    noisy = replace(latents, vectors=np.roll(latents.vectors, 1, axis=1))
+    found = judged(Method("m", (latents,)), Method("n", (noisy,)), grouped=False)
+    assert any(note.startswith("north: all cells are one group") for note in found.notes)
+    for mean in found.means:
+        assert (mean.accuracy.low is None) == (mean.target == "north")
+    assert all(one.pairs.accuracy.low is None and one.pairs.accuracy.mean for one in found.summaries)
+    assert found.comparisons == []

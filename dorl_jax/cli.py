@@ -13,7 +13,7 @@ from contextlib import ExitStack, nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import jax
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -196,7 +196,7 @@ def _describe(stage: Stage) -> str:
     name = stage.work.__name__.removeprefix("_")
     document = getattr(import_module(f"dorl_jax.stages.{name}"), name).__doc__ or ""
     # Arguments and errors are for those who call it from Python, which since 3.13 takes the indentation off by itself.
-    document = inspect.cleandoc(document).partition("\nArgs:\n")[0].rstrip()
+    document = inspect.cleandoc(document).partition("\nArgs:\n")[0].partition("\nRaises:\n")[0].rstrip()
     return f"{stage.about}\n\n{document}"
 
 
@@ -227,15 +227,20 @@ def _add_settings(command: argparse.ArgumentParser, stage: Stage) -> None:
             "--" + name.replace("_", "-"),
             dest=f"setting_{name}",
             metavar="VALUE",
-            help=f"{field.metadata['help']} (default: {_shown(field.default)})".replace("%", "%%"),
+            help=f"{field.metadata['help']}{_choices(field.type)} (default: {_shown(field.default)})".replace(
+                "%", "%%"
+            ),
         )
 
 
-def _shown(default: Any) -> str:
-    """A default as it would be typed: lists and truth values as TOML writes them."""
-    if isinstance(default, str):
-        return default or "none"
-    return json.dumps(default) if default != () else "none"
+def _choices(kind: Any) -> str:
+    """What a setting of few values may be."""
+    return f"; one of {', '.join(map(_shown, get_args(kind)))}" if get_origin(kind) is Literal else ""
+
+
+def _shown(value: Any) -> str:
+    """A value as it would be typed: lists and truth values as TOML writes them."""
+    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def _settings_of(settings_type: Any, before: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:

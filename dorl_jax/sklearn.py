@@ -92,6 +92,13 @@ class DoRLEmbedder(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return np.array([f"dorl{number}" for number in range(self.n_features_out_)], dtype=object)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """With the age of the models: vectors that `Pipeline(memory=..)` keeps are found again by this state alone."""
+        return {**super().__getstate__(), "written": _written(Path(self.run).absolute())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({name: value for name, value in state.items() if name != "written"})
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "n_features_out_")
 
@@ -110,12 +117,13 @@ def _load(run: str | os.PathLike[str]) -> DoRL:
     if not os.fspath(run):
         raise InputError("DoRLEmbedder needs the folder of a run: DoRLEmbedder(run='runs/mine')")
     folder = Path(run).absolute()
-    # Written anew when a model is trained again.
-    written = [
-        folder / "settings.toml",
-        *(folder / stage / "model" / "model.json" for stage in ("finetune_sam", "train_cae")),
-    ]
-    return _kept(folder, tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in written))
+    return _kept(folder, _written(folder))
+
+
+def _written(folder: Path) -> tuple[int, ...]:
+    """When the files were written that are written anew when a model is trained again."""
+    models = (folder / stage / "model" / "model.json" for stage in ("finetune_sam", "train_cae"))
+    return tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in (folder / "settings.toml", *models))
 
 
 @lru_cache(maxsize=2)

@@ -147,6 +147,9 @@ def from_table(table: pa.Table, name: str) -> Vectors:
     vectors = _of_one_length(table.column("vector"), name)
     there = ~vectors.is_null().to_numpy()
     columns = table.drop_columns(["vector"])
+    for place, field in enumerate(columns.schema):
+        if field.type == pa.string_view():  # of which Arrow cannot take some rows
+            columns = columns.set_column(place, field.name, columns[place].cast(pa.large_string()))
     if not there.all():
         vectors = vectors.filter(pa.array(there))
     if len(vectors) == 0:

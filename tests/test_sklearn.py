@@ -1,6 +1,7 @@
 """DoRL inside scikit-learn."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,20 @@ def test_in_a_pipeline(run: Path, cells, tmp_path: Path) -> None:
     named = clone(model).set_params(dorlembedder__batch_size=4)
     assert named.get_params()["dorlembedder__batch_size"] == 4
     np.testing.assert_allclose(named.fit(paths, labels).predict_proba(paths), model.predict_proba(paths), atol=1e-5)
+
+
+def test_kept_vectors_are_those_of_the_models_there_are(cells, tmp_path: Path) -> None:
+    """A run that is trained again under its old name."""
+    paths, labels = cells
+    run = write_small_run(tmp_path / "run")
+    kept = Pipeline([("embed", DoRLEmbedder(run)), ("classify", LogisticRegression())], memory=str(tmp_path / "kept"))
+    first = kept.fit(paths, labels)["classify"].coef_
+    shutil.rmtree(run)
+    write_small_run(run, seed=5)
+    again = kept.fit(paths, labels)["classify"].coef_
+    assert not np.array_equal(first, again)
+    fresh = make_pipeline(DoRLEmbedder(run), LogisticRegression()).fit(paths, labels)
+    np.testing.assert_array_equal(again, fresh[-1].coef_)
 
 
 def test_it_travels_without_the_models(run: Path, cells) -> None:

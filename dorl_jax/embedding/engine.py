@@ -118,10 +118,12 @@ class Engine:
           batches: of `loader.picture_batches`, of this engine's batch size; with "originals" where there is anything to
             be cut out (`needs_originals`).
         """
-        self.occupancy = Occupancy()
+        # Of this run alone until its end: another thread may be at one of its own.
+        occupancy = Occupancy()
         with ExitStack() as stack:
+            stack.callback(setattr, self, "occupancy", occupancy)
             fetcher = stack.enter_context(ThreadPoolExecutor(1, "fetch"))
-            start = partial(self._start, fetcher)
+            start = partial(self._start, fetcher, occupancy)
             first = ((batch, *start(self._first, batch["image"])) for batch in batches)
             if not self._cuts:
                 for batch, _, future in buffered(first, _AHEAD):
@@ -166,15 +168,17 @@ class Engine:
         once()
         return time.perf_counter() - start
 
-    def _start(self, fetcher: ThreadPoolExecutor, program: Program, *arrays: Any) -> tuple[Any, Future[Any]]:
+    def _start(
+        self, fetcher: ThreadPoolExecutor, occupancy: Occupancy, program: Program, *arrays: Any
+    ) -> tuple[Any, Future[Any]]:
         """Hand a program to the device: its results there, and a future of the last two on the host."""
-        self.occupancy.begin()
+        occupancy.begin()
         results = program(*arrays)
-        return results, fetcher.submit(self._fetch, results)
+        return results, fetcher.submit(self._fetch, results, occupancy)
 
-    def _fetch(self, results: tuple[Any, ...]) -> Any:
+    def _fetch(self, results: tuple[Any, ...], occupancy: Occupancy) -> Any:
         jax.block_until_ready(results)
-        self.occupancy.end()
+        occupancy.end()
         # Features stay: a program that follows may need them, or nobody does.
         return jax.device_get(results[1:] if self._cuts and len(results) > 1 else results)
 

@@ -24,7 +24,15 @@ from dorl_jax.data.pool import worker_count
 from dorl_jax.dorl import DoRL, Dtype
 from dorl_jax.embedding.engine import Engine
 from dorl_jax.embedding.shards import batches_of, joined, whole_batches
-from dorl_jax.embedding.table import count_failed, images_table, read_provenance, write_vectors
+from dorl_jax.embedding.table import (
+    OWN,
+    count_failed,
+    first_reason,
+    images_table,
+    read_provenance,
+    rewrite_columns,
+    write_vectors,
+)
 from dorl_jax.errors import InputError, name_some
 from dorl_jax.files import replacing
 from dorl_jax.locks import locked
@@ -103,7 +111,16 @@ def embed_images(dorl: DoRL, images: ImageList, out: Path, job: EmbedJob, *, pro
         if changed:
             raise InputError(f"{out} is there, made with another {name_some(changed)}: remove it or write elsewhere")
         logger.info("%s is there already", out)
-        return Done(0, 0.0, 0.0, count_failed(out), True)
+        if rewrite_columns(images, out):
+            logger.info("the vectors are kept, what is known of the images had changed and is written anew")
+        return _refuse_failed(out, Done(0, 0.0, 0.0, count_failed(out), True), job.strict)
+    dropped = [name for name in images.columns.column_names if name in OWN and name != "id"]
+    if dropped:
+        logger.warning(
+            "%s of the images is left out, for %s has columns of its own of this name: rename to keep it",
+            name_some(dropped),
+            out.name,
+        )
     parts = out.with_name(out.name + ".parts")
     with locked(parts / "writing.lock", shared=job.processes > 1):
         done = _do_missing(
@@ -116,7 +133,14 @@ def embed_images(dorl: DoRL, images: ImageList, out: Path, job: EmbedJob, *, pro
             what="embed",
             progress=progress,
         )
-    return _finish(images, out, parts, made_by, done)
+    return _refuse_failed(out, _finish(images, out, parts, made_by, done), job.strict)
+
+
+def _refuse_failed(out: Path, done: Done, strict: bool) -> Done:
+    """With `strict`, refuse what an earlier call without it has left out."""
+    if strict and done.failed:
+        raise InputError(f"{out} is whole, but {done.failed} images have no vector; the first: {first_reason(out)}")
+    return done
 
 
 def extract_images(

@@ -21,7 +21,7 @@ from dorl_jax.files import replacing
 from dorl_jax.store import Store
 from dorl_jax.vectors import PROVENANCE
 
-_OWN = ("id", "source", "vector", "empty", "reason")
+OWN = ("id", "source", "vector", "empty", "reason")
 
 
 def vectors_table(images: ImageList, arrays: Mapping[str, np.ndarray], failed: Mapping[int, str]) -> pa.Table:
@@ -55,7 +55,7 @@ def images_table(images: ImageList, failed: Mapping[int, str]) -> pa.Table:
 def _of_images(images: ImageList) -> dict[str, pa.Array]:
     return {
         "id": images.ids,
-        **{name: images.columns[name] for name in images.columns.column_names if name not in _OWN},
+        **{name: images.columns[name] for name in images.columns.column_names if name not in OWN},
         "source": pa.array([images.source_text(place) for place in range(len(images))], pa.large_string()),
     }
 
@@ -84,6 +84,54 @@ def write_vectors(store: Store, images: ImageList, out: Path, provenance: Mappin
         finally:
             if writer is not None:
                 writer.close()
+
+
+def rewrite_columns(images: ImageList, out: Path) -> bool:
+    """Write anew what came along with the images, beside the vectors as they are; whether that had changed.
+
+    Args:
+      images: those of the file.
+      out: the file.
+    """
+    made = ["vector", "empty", "reason"]
+    with pq.ParquetFile(out) as file:
+        names = [name for name in file.schema_arrow.names if name not in made]
+        known = pa.table(_of_images(images))
+        written = file.read(columns=names)
+        if known.schema.equals(written.schema, check_metadata=False) and all(map(_alike, known, written)):
+            return False
+        metadata = file.schema_arrow.metadata
+        first = 0
+        with replacing(out) as partial:
+            writer = None
+            try:
+                for number in range(file.num_row_groups):
+                    kept = file.read_row_group(number, columns=made)
+                    table = known.slice(first, len(kept))
+                    for name in made:
+                        table = table.append_column(kept.schema.field(name), kept[name])
+                    if writer is None:
+                        writer = pq.ParquetWriter(partial, table.schema.with_metadata(metadata), compression="zstd")
+                    writer.write_table(table)
+                    first += len(kept)
+            finally:
+                if writer is not None:
+                    writer.close()
+    return True
+
+
+def _alike(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
+    """Equal, where NaN equals NaN."""
+    if pa.types.is_floating(one.type):
+        return bool(np.array_equal(one.to_numpy(), other.to_numpy(), equal_nan=True))
+    return bool(one.equals(other))
+
+
+def first_reason(path: Path) -> str:
+    """Why the first image without a vector has none."""
+    with pq.ParquetFile(path) as file:
+        reasons = file.read(columns=["reason"])["reason"]
+    return str(reasons.drop_null()[0])
 
 
 def read_provenance(path: Path) -> dict[str, Any]:

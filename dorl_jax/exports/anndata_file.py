@@ -42,6 +42,9 @@ def write_h5ad(vectors: Vectors, path: Path) -> None:
             obs[new] = pd.Categorical(column.to_pandas())
         elif column.null_count and pa.types.is_boolean(kind):
             obs[new] = pd.array(column.to_pylist(), "boolean")
+        elif column.null_count and pa.types.is_integer(kind):
+            # As floating point, which knows NaN, large ones would be rounded.
+            obs[new] = pd.array(column.to_pylist(), "UInt64" if pa.types.is_unsigned_integer(kind) else "Int64")
         elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
             obs[new] = column.to_pandas().to_numpy()
     cells = anndata.AnnData(obs=obs, obsm={"X_dorl": vectors.values})

@@ -30,7 +30,11 @@ def write_duckdb(vectors: Vectors, path: Path) -> None:
     width = vectors.values.shape[1]
     arrays = pa.FixedSizeListArray.from_arrays(pa.array(vectors.values.reshape(-1)), width)
     names = distinct_names(vectors.columns.column_names, ("vector",))
-    rows = vectors.columns.rename_columns(names).append_column("vector", arrays)
+    rows = vectors.columns.rename_columns(names)
+    for place, field in enumerate(rows.schema):
+        if pa.types.is_float16(field.type):  # which DuckDB does not read
+            rows = rows.set_column(place, field.name, rows[place].cast(pa.float32()))
+    rows = rows.append_column("vector", arrays)
     with replacing(path) as partial:
         partial.unlink(missing_ok=True)
         with duckdb.connect(str(partial)) as database:

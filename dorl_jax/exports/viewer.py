@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 from sklearn.decomposition import PCA
 
+from dorl_jax.exports.names import distinct_names
 from dorl_jax.exports.thumbnails import thumbnails
 from dorl_jax.files import replacing
 from dorl_jax.vectors import PROVENANCE, Vectors
@@ -43,7 +44,9 @@ def write_viewer(vectors: Vectors, path: Path, workers: int = 0) -> None:
         added.append(pa.field("image", _IMAGE))
         pictures = thumbnails(vectors, SIDE, workers)
     # What came along may have one of these names, too.
-    kept = vectors.columns.select(sorted(set(vectors.columns.column_names) - {field.name for field in added}))
+    names = sorted(vectors.columns.column_names)
+    kept = vectors.columns.select(names)
+    kept = kept.rename_columns(distinct_names(names, [field.name for field in added], str))
     metadata = {PROVENANCE: json.dumps(vectors.provenance)}
     schema = pa.schema([*kept.schema, *added], metadata)
     places = principal_plane(vectors.values)

@@ -65,7 +65,7 @@ class CaeSettings(TrainingSettings):
         0.2, "of the contrast: the lower, the more the most similar other cells count", least=1e-3
     )
     magnification: float = setting(1.25, "views: zoom by 1/m..m; 1 for none", least=1)
-    stain: float = setting(1.5, "views: strength of the change of the dyes (see `data.augment`)", least=0)
+    stain: float = setting(1.5, "views: strength of the change of the dyes, as finetune_sam.stain", least=0)
     white_balance: float = setting(1.5, "views: strength of the change of the light", least=0)
     blur: float = setting(1.0, "views: strength of blur and noise", least=0)
     batch_size: int = setting(32, "cells a step, over all devices and processes", least=1)

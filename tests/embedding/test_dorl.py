@@ -1,5 +1,6 @@
 """Vectors are those of the parts by hand, each image's own, whoever reads it; what fails says why."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 from small_dorl import SIDE, save_small_run, small_dorl, small_models, write_images
 
 from dorl_jax import DoRL
@@ -100,6 +102,16 @@ def test_wrong_types_are_named(dorl: DoRL, images: Path) -> None:
 def test_workers_change_nothing(dorl: DoRL, images: Path) -> None:
     expected = dorl.embed_table(images, batch_size=4, workers=0)
     assert dorl.embed_table(images, batch_size=4, workers=2).equals(expected)
+
+
+def test_two_threads_at_once(dorl: DoRL, images: Path) -> None:
+    paths = sorted(path for path in images.iterdir() if path.suffix == ".png")
+    given = [np.asarray(Image.open(path).convert("RGB")) for path in paths[:3]] * 4
+    expected = dorl.embed(given, batch_size=2, workers=0)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: dorl.embed(given, batch_size=2, workers=0), range(6)))
+    for one in found:
+        np.testing.assert_array_equal(one, expected)
 
 
 def test_bf16_is_near(dorl: DoRL, images: Path) -> None:

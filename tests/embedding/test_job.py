@@ -187,6 +187,36 @@ def test_what_does_not_fit_is_refused(whole: Path, dorl: DoRL, images: ImageList
     strict = EmbedJob(batch_size=2, workers=0, strict=True)
     with pytest.raises(InputError, match="003.png"):
         embed_images(dorl, images, tmp_path / "strict.parquet", strict, progress=False)
+    with pytest.raises(
+        InputError, match=r"vectors.parquet is whole, but 2 images have no vector; the first: .*003.png"
+    ):
+        embed_images(dorl, images, whole, replace(JOB, strict=True), progress=False)
+
+
+def test_what_is_known_of_images_may_change_behind_their_vectors(
+    dorl: DoRL, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = sorted(path.name for path in folder.iterdir() if path.suffix == ".png")[:8]
+    listed = tmp_path / "listed.csv"
+
+    def embedded(out: Path, label: str) -> Done:
+        rows = [f"{folder / name},{label},0.5,scanner" for name in names]
+        listed.write_text("\n".join(["file,label,score,source", *rows]) + "\n")
+        return embed_images(dorl, open_images(listed), out, JOB, progress=False)
+
+    caplog.set_level("INFO")
+    assert embedded(tmp_path / "v.parquet", "monocyte").images == 8
+    assert "source of the images is left out, for v.parquet has columns of its own" in caplog.text
+    first = (tmp_path / "v.parquet").read_bytes()
+    assert embedded(tmp_path / "v.parquet", "monocyte").images == 0
+    assert "had changed" not in caplog.text
+    assert (tmp_path / "v.parquet").read_bytes() == first
+    assert embedded(tmp_path / "v.parquet", "basophil").images == 0
+    assert "had changed and is written anew" in caplog.text
+    assert embedded(tmp_path / "fresh.parquet", "basophil").images == 8
+    again, fresh = (pq.read_table(tmp_path / name) for name in ("v.parquet", "fresh.parquet"))
+    assert again.equals(fresh, check_metadata=True)
+    assert set(again["label"].to_pylist()) == {"basophil"}
 
 
 @pytest.fixture(scope="module")

@@ -129,6 +129,8 @@ def test_a_matrix_and_its_table(vectors_file, tmp_path: Path) -> None:
 def test_anndata(vectors_file, tmp_path: Path) -> None:
     anndata = pytest.importorskip("anndata", reason="needs anndata: pip install 'dorl-jax[anndata]'")
     odd = {"a/b": list("abcde"), "a": [1, 2, 3, 4, 5], "_index": [5, 4, 3, 2, 1], "bytes": [b"\0"] * 5}
+    slides = [2**53 + 1, None, 3, 4, 5]  # which fp64 does not tell from 2**53
+    odd |= {"slide": pa.array(slides, pa.int64()), "stained": pa.array([2**64 - 1, None, 3, 4, 5], pa.uint64())}
     path = vectors_file(nested=[[1, 2]] * 5, day=[date(2026, 1, day) for day in range(1, 6)], **odd)
     export(path, tmp_path / "out.h5ad")
     cells = anndata.read_h5ad(tmp_path / "out.h5ad")
@@ -143,6 +145,9 @@ def test_anndata(vectors_file, tmp_path: Path) -> None:
     assert cells.obs["a_b"].tolist() == ["a", "b", "c", "e"]
     assert cells.obs["a"].tolist() == [1, 2, 3, 5]
     assert cells.obs["_index_1"].tolist() == [5, 4, 3, 1]
+    for name, first in (("slide", 2**53 + 1), ("stained", 2**64 - 1)):
+        assert cells.obs[name].isna().tolist() == [False, True, False, False]
+        assert int(cells.obs[name].iloc[0]) == first
     assert not {"nested", "bytes"} & set(cells.obs)
 
 
@@ -169,13 +174,16 @@ def test_duckdb_measures_distances(vectors_file, tmp_path: Path) -> None:
 def test_duckdb_columns_that_differ_in_case(vectors_file, tmp_path: Path) -> None:
     duckdb = pytest.importorskip("duckdb", reason="needs duckdb: pip install 'dorl-jax[duckdb]'")
     path = vectors_file(
-        **{"ID": [1, 2, 3, 4, 5], "Label": list("abcde"), "Vector": list("vwxyz"), "": [6, 7, 8, 9, 10]}
+        half=pa.array(np.arange(5, dtype=np.float16)),
+        **{"ID": [1, 2, 3, 4, 5], "Label": list("abcde"), "Vector": list("vwxyz"), "": [6, 7, 8, 9, 10]},
     )
     export(path, tmp_path / "out.duckdb")
     with duckdb.connect(str(tmp_path / "out.duckdb"), read_only=True) as database:
-        found = database.execute('SELECT id, "ID_1", label, "Label_1", "Vector_1", "column" FROM cells').fetchall()
-    assert found[0] == ("cell-0", 1, "monocyte", "a", "v", 6)
-    assert found[3] == ("cell-4", 5, "monocyte", "e", "z", 10)
+        found = database.execute(
+            'SELECT id, "ID_1", label, "Label_1", "Vector_1", "column", half FROM cells'
+        ).fetchall()
+    assert found[0] == ("cell-0", 1, "monocyte", "a", "v", 6, 0.0)
+    assert found[3] == ("cell-4", 5, "monocyte", "e", "z", 10, 4.0)
 
 
 def test_distinct_names() -> None:
@@ -223,7 +231,7 @@ def test_projector(vectors_file, tmp_path: Path, monkeypatch, capsys) -> None:
 
 
 def test_viewer(vectors_file, tmp_path: Path, capsys) -> None:
-    path = vectors_file()
+    path = vectors_file(x=list("abcde"), view=pa.array(list("fghij"), pa.string_view()))
     (tmp_path / "cell 2.png").unlink()
     export(path, tmp_path / "viewer.parquet")
     assert "1 of 4 pictures are grey" in capsys.readouterr().err
@@ -237,6 +245,8 @@ def test_viewer(vectors_file, tmp_path: Path, capsys) -> None:
     np.testing.assert_allclose(np.abs(found), np.abs(left[:, :2] * sizes[:2]), atol=1e-5)
     pictures = [row["bytes"] for row in table["image"].to_pylist()]
     middles = [Image.open(pa.BufferReader(picture)).getpixel((48, 48)) for picture in pictures]
+    assert table["x_1"].to_pylist() == ["a", "b", "c", "e"]
+    assert table["view"].to_pylist() == ["f", "g", "h", "j"]
     assert middles == [(200, 30, 30), (30, 200, 30), (200, 200, 200), (10, 10, 10)]
     assert json.loads(table.schema.metadata[b"dorl_jax"])["zoom"] == 1.25
 

@@ -156,6 +156,7 @@ def test_help_explains(stage, capsys):
     text = capsys.readouterr().out
     assert "--config" in text
     assert "Args:" not in text
+    assert "Raises:" not in text
     if stage == "train-cae":
         assert "--mask-ratio" in text
         assert "share of the tokens hidden from the encoder" in " ".join(text.split())
@@ -163,6 +164,7 @@ def test_help_explains(stage, capsys):
         shown = " ".join(text.split())
         assert '(default: ["none", "own"])' in shown  # as it would be typed
         assert "no adaptation (default: false)" in shown
+        assert 'looser than this; one of "", held_out, unlabelled_target, transductive (default: "")' in shown
     if stage == "baselines":
         assert "--resnet.learning-rate VALUE of AdamW, falling to 0 with a cosine" in " ".join(text.split())
 

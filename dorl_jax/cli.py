@@ -223,13 +223,12 @@ def _add_settings(command: argparse.ArgumentParser, stage: Stage) -> None:
     command.set_defaults(section=stage.section)
     group = command.add_argument_group("settings", "override those of the settings file")
     for name, field in _settings_of(RunSettings.__dataclass_fields__[stage.section].type):
+        about = f"{field.metadata['help']}{_choices(field.type)} (default: {_shown(field.default)})"
         group.add_argument(
             "--" + name.replace("_", "-"),
             dest=f"setting_{name}",
             metavar="VALUE",
-            help=f"{field.metadata['help']}{_choices(field.type)} (default: {_shown(field.default)})".replace(
-                "%", "%%"
-            ),
+            help=about.replace("%", "%%"),
         )
 
 

@@ -3,7 +3,7 @@
 import os
 import re
 import tomllib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dorl_jax.data.built import INFO_FILE, read_built
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.sets import find_set
 from dorl_jax.data.tables import LABELS_FILE, Columns, read_table
-from dorl_jax.data.trees import is_hidden, is_tree, read_tree
+from dorl_jax.data.trees import SUFFIXES, is_hidden, is_page, is_tree, read_tree, walk
 from dorl_jax.errors import InputError, name_some, suggest
 
 LABORATORY_FILES = ("laboratory.toml", "laboratory.yaml", "laboratory.yml")
@@ -91,7 +91,8 @@ def open_laboratories(root: Path, names: Sequence[str] = ()) -> tuple[Listing, .
       names: those to read, in the wanted order; none means all, in alphabetical order.
 
     Raises:
-      InputError: no such folder, no laboratory, an unknown name, or two laboratories of one name.
+      InputError: no such folder, no laboratory, an unknown name, or two laboratories of one name; where all are to be
+        read, a folder with images or a table that is none of them.
     """
     root = Path(os.path.abspath(root))
     if not root.exists():
@@ -114,6 +115,8 @@ def open_laboratories(root: Path, names: Sequence[str] = ()) -> tuple[Listing, .
         if listing.name in seen:
             raise InputError(f"two laboratories are called {listing.name!r}: {seen[listing.name]} and {found[key]}")
         seen[listing.name] = found[key]
+    if not names and root not in found.values():
+        _refuse_passed_over(root, found, listings)
     return listings
 
 
@@ -140,6 +143,49 @@ def _find(root: Path) -> dict[str, Path]:
     if _reader(root) is not None and not any(map(_declared, inner.values())):
         return {root.name: root}
     return inner
+
+
+def _refuse_passed_over(root: Path, found: Mapping[str, Path], listings: Sequence[Listing]) -> None:
+    """Refuse to do without a folder that may be meant for a laboratory."""
+    others = sorted(
+        path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name) and path.name not in found
+    )
+    held = {folder.name: file for folder in others if (file := _cells_in(folder)) is not None}
+    if not held:
+        return
+    # Where a laboratory's file tells so, its images lie in a folder beside it.
+    used = [str(source) for listing in listings for row in listing.rows for source in (row.image, row.mask) if source]
+    held = {name: file for name, file in held.items() if not any(one.startswith(f"{root / name}/") for one in used)}
+    if held:
+        listed = name_some(f"{name} (with {file.relative_to(root / name)})" for name, file in held.items())
+        raise InputError(
+            f"no laboratories, but with images or tables, in {root}: {listed}. A laboratory has a {LABELS_FILE}, "
+            f"images/CLASS/ or CLASS/ with images, or a {LABORATORY_FILES[0]} that says where they are. To do without "
+            "these folders, name the wanted ones (data.laboratories of a run; elsewhere give the folders themselves)"
+        )
+
+
+def _cells_in(folder: Path) -> Path | None:
+    """The first image or table in a folder, at any depth, that none of our own commands wrote; None if there is none.
+
+    Passed over are what `dorl-jax data check` wrote, run folders and built sets.
+    """
+    if is_page(folder):
+        return None
+    own: list[str] = []
+    for file in walk(folder):
+        place = str(file.parent)
+        if any(place == one or place.startswith(f"{one}/") for one in own):
+            continue
+        if _is_run(file.parent) or (file.parent / INFO_FILE).is_file():
+            own.append(place)
+        elif file.suffix.lower() in (*SUFFIXES, ".csv"):
+            return file
+    return None
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / config.SETTINGS_FILE).is_file() and (folder / "stages").is_dir()
 
 
 def _declared(folder: Path) -> bool:

@@ -263,6 +263,45 @@ def test_hidden_folders_are_no_laboratories(plant: Callable[..., Path], tmp_path
     assert [listing.name for listing in open_laboratories(tmp_path / "all")] == ["tree"]
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        "Labels.csv",
+        "zellen.CSV",
+        "Images/neutrophil/a.png",
+        "images/neutrophil/patient 1/x.bmp",
+        "train/neutrophil/a.jpg",
+    ],
+)
+def test_a_folder_of_cells_that_is_no_laboratory_is_refused(
+    plant: Callable[..., Path], tmp_path: Path, file: str
+) -> None:
+    plant("all/north", *TREE)
+    plant("all/south", *TREE)
+    other = plant("all/west", notes__txt="x")
+    (other / file).parent.mkdir(parents=True, exist_ok=True)
+    (other / file).write_text("x")
+    with pytest.raises(InputError, match=rf"west \(with {file}\)\. A laboratory has a labels\.csv.*data\.laboratories"):
+        open_laboratories(tmp_path / "all")
+    # Where the wanted ones are named, the others are nobody's business.
+    assert [one.name for one in open_laboratories(tmp_path / "all", ["south", "north"])] == ["south", "north"]
+    (other / file).unlink()
+    assert [one.name for one in open_laboratories(tmp_path / "all")] == ["north", "south"]
+
+
+def test_folders_of_other_things_beside_laboratories(plant: Callable[..., Path], tmp_path: Path) -> None:
+    """What our commands wrote, notes, hidden files, and images that a laboratory's file tells of."""
+    plant("all/north", *TREE)
+    plant("all/notes", ".hidden.png", "__MACOSX/a.png", readme__txt="x")
+    plant("all/page", "contact_sheet.png", check__html="x", check__json="{}")
+    plant("all/runs/first", "report/umap.png", settings__toml="")
+    plant("all/runs/first/stages", prepare__json="{}")
+    plant("all/built/south/1.0.0", failures__csv="x", dataset_info__json="{}")
+    plant("all/raw", "deeper/mono/a.png")
+    plant("all/east", laboratory__toml="root = '../raw/deeper'")
+    assert [one.name for one in open_laboratories(tmp_path / "all")] == ["east", "north"]
+
+
 def test_links_of_a_tree_are_followed_but_not_round_in_circles(plant: Callable[..., Path], tmp_path: Path) -> None:
     root = plant("hospital", *TREE)
     plant("elsewhere", "c.png")

@@ -206,7 +206,9 @@ def _reader(folder: Path) -> Callable[[Path], Listing] | None:
         if (folder / name).is_file():
             return lambda folder, name=name: _described(folder / name)  # type: ignore[misc]
     if (folder / LABELS_FILE).is_file():
-        return lambda folder: Listing(folder.name, read_table(folder / LABELS_FILE, folder))
+        return lambda folder: _with_note_of_masks(
+            Listing(folder.name, read_table(folder / LABELS_FILE, folder)), folder
+        )
     if _versions(folder):
         return _built
     if is_tree(folder / _IMAGES if (folder / _IMAGES).is_dir() else folder):
@@ -223,6 +225,8 @@ def _tree(folder: Path, images: str, masks: str) -> Listing:
         images = _IMAGES
         masks = masks or (_MASKS if (folder / _MASKS).is_dir() else "")
     rows, notes = read_tree(folder / images, folder / masks if masks else None)
+    if masks and not any(row.mask for row in rows):
+        notes += (f"No image has a mask in {folder / masks}: the mask of a/b.jpg is a/b.png there.",)
     return Listing(folder.name, rows, {}, notes)
 
 
@@ -246,7 +250,9 @@ def _described(path: Path) -> Listing:
     if said.published:
         listing = find_set(said.published).read(root)
     elif table:
-        listing = Listing("", read_table(root / table, root, said.columns))
+        listing = _with_note_of_masks(Listing("", read_table(root / table, root, said.columns)), root)
+    elif said.images and not said.masks:
+        listing = _with_note_of_masks(_tree(root, said.images, ""), root)
     else:
         listing = _tree(root, said.images, said.masks)
     both = sorted(set(said.labels) & set(said.dropped))
@@ -265,10 +271,23 @@ def _described(path: Path) -> Listing:
     for key in ("group", "split"):
         if pattern := getattr(said, key):
             rows, missed = _search(rows, key, pattern, path)
+            if len(missed) == len(rows):
+                raise InputError(
+                    f"{path}: {key} = {pattern!r} matches none of {len(rows)} files, {missed[0]!r} for example: "
+                    "mend it, or leave it out"
+                )
             if missed:
                 notes.append(f"{len(missed)} files do not match {key} = {pattern!r}: {name_some(missed, 3)}.")
     default = path.parent.name if path.name in LABORATORY_FILES else path.stem
     return Listing(said.name or default, rows, words, tuple(notes))
+
+
+def _with_note_of_masks(listing: Listing, folder: Path) -> Listing:
+    """Tells of a folder of masks that no image has its mask in."""
+    if any(row.mask for row in listing.rows) or not (folder / _MASKS).is_dir():
+        return listing
+    note = f"No image has a mask, though there is a folder {folder / _MASKS}: name masks in a table's column or in "
+    return replace(listing, notes=(*listing.notes, f"{note}{LABORATORY_FILES[0]}."))
 
 
 def _as_written(words: dict[str, str], used: Collection[str]) -> dict[str, str]:

@@ -2,17 +2,20 @@
 
 import csv
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from dorl_jax.config import Settings, expand_path, setting
+from dorl_jax.data.laboratory import open_laboratories
+from dorl_jax.data.listing import Listing
 from dorl_jax.data.manifest import (
     Failure,
     Manifest,
     check_cells,
     few_cells,
-    read_laboratories,
+    make_manifest,
     require_laboratories,
     save_cells,
 )
@@ -75,9 +78,11 @@ def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Mani
         root = expand_path(settings.root, "data.root")
     else:
         raise InputError("data.source = 'folder' needs data.root: the folder of the laboratories")
-    listed = read_laboratories(root, settings.laboratories, load_taxonomy(settings.taxonomy))
+    listings = open_laboratories(root, settings.laboratories)
+    listed = make_manifest(listings, load_taxonomy(settings.taxonomy))
     require_laboratories(listed)
     listed.without(settings.unseen)  # a wrong name is told before anything is read
+    _tell(listings)
     checked = check_cells(listed, progress)
     accepted, failures = checked.accepted, checked.failures
     _write_failures(out / "failures.csv", failures)
@@ -98,6 +103,13 @@ def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Mani
     counts = ", ".join(f"{name} {sum(row.values())}" for name, row in accepted.counts().items())
     logger.info("%d cells: %s", len(accepted.cells), counts)
     return accepted
+
+
+def _tell(listings: Sequence[Listing]) -> None:
+    """What reading the laboratories found out."""
+    for listing in listings:
+        for note in listing.notes:
+            logger.warning("%s: %s", listing.name, note)
 
 
 def _write_failures(path: Path, failures: tuple[Failure, ...]) -> None:

@@ -165,6 +165,8 @@ def test_laboratories_of_every_kind_side_by_side(plant: Callable[..., Path], fiv
         ("images = 'a'\ntable = 'b'", "give one of table and images"),
         ("root = 'nowhere'", r"no folder at .*nowhere \(root = 'nowhere'\)"),
         ("root = '${NOT_SET_ANYWHERE}'", "needs the environment variable NOT_SET_ANYWHERE"),
+        ("group = 'x(.)y'", r"laboratory\.toml: group = 'x\(\.\)y' matches none of 3 files, 'monocyte/p1_a\.png' for"),
+        ("split = 'nowhere'", r"laboratory\.toml: split = 'nowhere' matches none of 3 files"),
         ("group = '('", r"group = '\(' is no regular expression"),
         ("dropped = ['a']\n[labels]\na = 'monocyte'", "both mapped and dropped: a"),
         ("labels = 3", "labels"),
@@ -247,6 +249,19 @@ def test_masks_beside_a_table_that_nobody_named_are_not_passed_over(plant: Calla
     )
     with pytest.raises(InputError, match=r"masks = 'outlines' mirrors a tree of images, which labels\.csv is not"):
         open_laboratory(root)
+
+
+def test_masks_that_no_image_has_are_told_of(plant: Callable[..., Path]) -> None:
+    tree = plant("tree", "images/monocyte/a.jpg", "masks/monocyte/a_mask.png")
+    assert any(note.startswith(f"No image has a mask in {tree}/masks: ") for note in open_laboratory(tree).notes)
+    table = plant("table", "a.png", "masks/a.png", labels__csv="file,class\na.png,monocyte\n")
+    (note,) = open_laboratory(table).notes
+    assert note.startswith(f"No image has a mask, though there is a folder {table}/masks: ")
+    described = plant("told", "cells/monocyte/a.jpg", "masks/monocyte/a.png", laboratory__toml="images = 'cells'")
+    (note,) = open_laboratory(described).notes
+    assert note.startswith(f"No image has a mask, though there is a folder {described}/masks: ")
+    (described / "laboratory.toml").write_text("images = 'cells'\nmasks = 'masks'")
+    assert open_laboratory(described).notes == ()
 
 
 def test_a_group_of_the_pattern_that_took_no_part_is_no_group(plant: Callable[..., Path]) -> None:

@@ -89,3 +89,13 @@ def test_unknown_label_and_missing_column(root, tmp_path):
     table.write_text(text.replace("class", "klass", 1))
     with pytest.raises(InputError, match="no column 'class'.*'klass'"):
         prepare(tmp_path / "data", settings(root), progress=False)
+
+
+def test_what_reading_found_out_is_told(root, tmp_path, caplog):
+    laboratory = sorted(root.iterdir())[0]
+    (laboratory / "laboratory.toml").write_text("group = '(monocyte)'\n")
+    missed = sum("monocyte" not in row["file"] for row in rows(laboratory / "labels.csv"))
+    assert 0 < missed < 25
+    prepare(tmp_path / "data", settings(root), progress=False)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any(one.startswith(f"{laboratory.name}: {missed} files do not match group") for one in told), told

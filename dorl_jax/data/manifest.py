@@ -1,5 +1,6 @@
 """What a data set is: cells of several laboratories, their images, masks and common classes."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,15 @@ from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
 from dorl_jax.data.cell_tables import read_cell_table, write_cell_table
-from dorl_jax.data.images import SMALLEST_SIDE, ImageError, read_image, read_image_with_facts, read_mask
+from dorl_jax.data.images import (
+    MASK_THRESHOLD,
+    SMALLEST_SIDE,
+    ImageError,
+    read_image,
+    read_image_with_facts,
+    read_mask,
+    read_mask_values,
+)
 from dorl_jax.data.laboratory import no_laboratory, open_laboratories, open_laboratory
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.sources import ImageSource, parse_source, source_text
@@ -282,22 +291,24 @@ def why_unusable(
     image_source: ImageSource,
     image: UInt8[np.ndarray, "h w 3"],
     mask_source: ImageSource | None,
-    mask: Bool[np.ndarray, "h2 w2"] | None,
+    values: UInt8[np.ndarray, "h2 w2"] | None,
 ) -> str | None:
     """Why a cell that can be read cannot be used, in one line, or None.
 
     Args:
       image_source, mask_source: what the reason calls them.
       image: as read.
-      mask: True on the cell; None if there is none.
+      values: of the mask, as `images.read_mask_values` gives them; None if there is none.
     """
     height, width = image.shape[:2]
-    if mask is not None and mask.shape != image.shape[:2]:
-        return _other_size(image_source, image, mask_source, mask)
+    if values is not None and values.shape != image.shape[:2]:
+        return _other_size(image_source, image, mask_source, values)
     if min(height, width) < SMALLEST_SIDE:
         return f"{image_source} has {width} x {height} pixels; a side needs at least {SMALLEST_SIDE}"
-    if mask is not None and not mask.any():
-        return f"the mask {mask_source} is empty: no pixel above 64 (128 is cytoplasm, 255 nucleus)"
+    if values is not None and (top := int(values.max())) <= MASK_THRESHOLD:
+        reason = f"the mask {mask_source} is empty: no pixel above {MASK_THRESHOLD} (128 is cytoplasm, 255 nucleus)"
+        # 1 for the cell, or 1 and 2 for cytoplasm and nucleus, are numbers of classes.
+        return f"{reason}; values up to {top}: multiply by {255 // top}" if 0 < top <= 2 else reason
     return None
 
 
@@ -313,6 +324,29 @@ def read_pair(
     if mask.shape != image.shape[:2]:
         raise ImageError(_other_size(image_source, image, mask_source, mask))
     return image, mask
+
+
+def require_usable(listed: Manifest, checked: Checked) -> None:
+    """Refuse a check that left nothing of a laboratory.
+
+    Args:
+      listed: what was checked.
+      checked: what came of it.
+
+    Raises:
+      InputError: names the laboratory, and the commonest of the reasons.
+    """
+    for name in listed.laboratories:
+        if name in checked.accepted.laboratories:
+            continue
+        failures = [failure for failure in checked.failures if failure.id.startswith(f"{name}/")]
+        # Reasons of one kind differ by the file they name and its numbers.
+        kinds = [re.sub(r"\S*[\d/]\S*", "", failure.reason) for failure in failures]
+        kind, count = Counter(kinds).most_common(1)[0]
+        raise InputError(
+            f"no cell of {name} can be used: {failures[kinds.index(kind)].reason} (so with {count} of {len(failures)} "
+            "cells); mend them, or leave the laboratory out (data.laboratories names those to read)"
+        )
 
 
 def few_cells(manifest: Manifest, least: int = 5) -> tuple[tuple[str, str, int], ...]:
@@ -355,10 +389,10 @@ def _check(cell: Cell) -> tuple[str | None, tuple[str, ...]]:
     """Why the cell cannot be used, or None, and what there is to say of its image."""
     try:
         image, facts = read_image_with_facts(cell.image)
-        mask = None if cell.mask is None else read_mask(cell.mask)
+        values = None if cell.mask is None else read_mask_values(cell.mask)
     except ImageError as error:
         return str(error), ()
-    return why_unusable(cell.image, image, cell.mask, mask), facts.notes
+    return why_unusable(cell.image, image, cell.mask, values), facts.notes
 
 
 def _other_size(image_source: Any, image: np.ndarray, mask_source: Any, mask: np.ndarray) -> str:

@@ -17,6 +17,7 @@ from dorl_jax.data.manifest import (
     few_cells,
     make_manifest,
     require_laboratories,
+    require_usable,
     save_cells,
 )
 from dorl_jax.data.synthetic import write_laboratories
@@ -68,7 +69,8 @@ def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Mani
     Writes `cells.parquet` and `failures.csv` (id, image, reason) into `out`; synthetic cells go to `out/synthetic`.
 
     Raises:
-      InputError: bad settings, tables or labels, fewer than two laboratories, or (`strict`) a file that cannot be used.
+      InputError: bad settings, tables or labels, fewer than two laboratories, one of which
+        nothing can be used, or (`strict`) a file that cannot be used.
     """
     if settings.source == "synthetic":
         root = out / "synthetic"
@@ -84,6 +86,8 @@ def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Mani
     listed.without(settings.unseen)  # a wrong name is told before anything is read
     _tell(listings)
     checked = check_cells(listed, progress)
+    # Before anything is written: the folder takes settings that do without the laboratory.
+    require_usable(listed, checked)
     accepted, failures = checked.accepted, checked.failures
     _write_failures(out / "failures.csv", failures)
     if failures:
@@ -93,7 +97,6 @@ def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Mani
         logger.warning("left out %d of %d cells (listed in %s): %s", len(failures), len(listed.cells), out, reasons)
     for note, count in checked.notes.items():
         logger.warning("%d images: %s", count, note)
-    require_laboratories(accepted)
     for laboratory, label, count in few_cells(accepted):
         logger.warning("%s has %d cells of class %s: too few for every fold to hold one", laboratory, count, label)
     if accepted.dropped:

@@ -99,3 +99,18 @@ def test_what_reading_found_out_is_told(root, tmp_path, caplog):
     prepare(tmp_path / "data", settings(root), progress=False)
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any(one.startswith(f"{laboratory.name}: {missed} files do not match group") for one in told), told
+
+
+def test_a_laboratory_of_which_nothing_can_be_used_is_refused_before_anything_is_written(root, tmp_path):
+    laboratory = sorted(root.iterdir())[0]
+    for row in rows(laboratory / "labels.csv"):
+        with Image.open(laboratory / row["mask"]) as mask:
+            mask.point(lambda value: value > 64).save(laboratory / row["mask"])
+    write_laboratories(tmp_path / "more", cells_per_class=1, laboratories=3)
+    for other in sorted((tmp_path / "more").iterdir())[2:]:
+        other.rename(root / other.name)
+    with pytest.raises(
+        InputError, match=rf"no cell of {laboratory.name} can be used: .*values up to 1: multiply by 255"
+    ):
+        prepare(tmp_path / "data", settings(root, unseen=(laboratory.name,)), progress=False)
+    assert not (tmp_path / "data").exists()

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-THRESHOLD = 64
-"""The cell is above it, as for `images.read_mask`."""
+from dorl_jax.data.images import MASK_THRESHOLD
+
 LEVELS = (0, 128, 255)
 
 # Of the mask's area; smaller pieces are specks of the drawing.
@@ -35,7 +35,7 @@ class MaskFacts:
 
 def measure_mask(values: UInt8[np.ndarray, "h w"]) -> MaskFacts:
     """The facts of a mask with the values 0, 128 and 255."""
-    cell = (values > THRESHOLD).astype(np.uint8)
+    cell = (values > MASK_THRESHOLD).astype(np.uint8)
     area = int(cell.sum())
     _, _, stats, _ = cv2.connectedComponentsWithStats(cell, connectivity=8)
     pieces = stats[1:, cv2.CC_STAT_AREA]

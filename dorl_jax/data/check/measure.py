@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from dorl_jax.data.check.colours import Look, histogram, measure_look
 from dorl_jax.data.check.fingerprint import Fingerprint, digest_pixels, take_fingerprint
-from dorl_jax.data.check.mask_facts import THRESHOLD, MaskFacts, measure_mask
+from dorl_jax.data.check.mask_facts import MaskFacts, measure_mask
 from dorl_jax.data.images import ImageError, ImageFacts, read_image_with_facts, read_mask_values
 from dorl_jax.data.manifest import why_unusable
 from dorl_jax.data.pool import worker_pool
@@ -81,8 +81,7 @@ def measure(sources: Sources) -> Outcome:
             values = read_mask_values(mask_source)
         except ImageError as error:
             return Outcome(measured, reason=str(error))
-    cell = values > THRESHOLD if values is not None else None
-    reason = why_unusable(image_source, image, mask_source, cell) or ""
+    reason = why_unusable(image_source, image, mask_source, values) or ""
     fits = values is not None and values.shape == (height, width)
     return Outcome(measured, measure_mask(values) if fits and values is not None else None, reason)
 

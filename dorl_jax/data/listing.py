@@ -49,6 +49,11 @@ class Listing:
     words: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def duplicates(self) -> int:
+        """How many rows are left out because they repeat another."""
+        return sum(bool(row.duplicate_of) for row in self.rows)
+
     def __post_init__(self) -> None:
         """Raises `InputError` on a name that no list of cells could hold."""
         texts = (text for row in self.rows for text in (row.file, str(row.image), str(row.mask)))

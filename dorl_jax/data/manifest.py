@@ -160,7 +160,10 @@ def make_manifest(listings: Sequence[Listing], taxonomy: Taxonomy) -> Manifest:
             cells.append(Cell(id, listing.name, row.image, row.mask, label, row.group, row.split))
         if len(cells) == before:
             labels = name_some(own) or "none"
-            raise InputError(f"{listing.name}: no cell left of {len(listing.rows)} rows (labels dropped: {labels})")
+            raise InputError(
+                f"{listing.name}: no cell left of {len(listing.rows)} rows "
+                f"(labels dropped: {labels}; duplicates of another: {listing.duplicates})"
+            )
         dropped += own
     return Manifest(tuple(cells), tuple(listing.name for listing in listings), taxonomy.classes, dict(dropped))
 

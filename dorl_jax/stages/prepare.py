@@ -113,6 +113,8 @@ def _tell(listings: Sequence[Listing]) -> None:
     for listing in listings:
         for note in listing.notes:
             logger.warning("%s: %s", listing.name, note)
+        if listing.duplicates:
+            logger.info("%s: %d rows are left out as duplicates of another", listing.name, listing.duplicates)
 
 
 def _write_failures(path: Path, failures: tuple[Failure, ...]) -> None:

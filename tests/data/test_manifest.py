@@ -103,7 +103,15 @@ def test_unknown_labels_are_all_named(make_laboratory: Make, tmp_path: Path, fiv
         ("file,class\n,monocyte\n", "line 2: empty file"),
         ("file,class\na.png,\n", "line 2: empty class"),
         ("file,class\na.png,monocyte,x\n", "line 2: more values than the 2 columns"),
-        ("file,class\na.png,platelet\n", r"no cell left of 1 rows \(labels dropped: platelet\)"),
+        ("file,class\na.png,platelet\n", r"no cell left of 1 rows \(labels dropped: platelet; dup"),
+        (
+            "file,class,duplicate_of\na.png,platelet,\nb.png,platelet,./a.png\nc.png,platelet,b.png\n",
+            r"no cell left of 3 rows \(labels dropped: platelet; duplicates of another: 2\)",
+        ),
+        ("file,class,duplicate_of\na.png,monocyte,\nb.png,monocyte,no\n", "line 3: duplicate_of is 'no', which is no"),
+        ("file,class,duplicate_of\na.png,monocyte,a.png\n", r"line 2: duplicate_of is 'a\.png', which is no file that"),
+        ("file,class,duplicate_of\na.png,x,b.png\nb.png,x,a.png\n", r"line 2: duplicate_of is 'b\.png'"),
+        ("file,class\n,\n , \n", "has no rows"),
         ("file,class\nnone.png,monocyte\n", r"line 2: no image file at .*none\.png"),
         ("file,class,mask\na.png,monocyte,none.png\n", r"line 2: no mask file at .*none\.png"),
         ("file,class\na.png,monocyte\n./a.png,monocyte\n", r"line 3: \./a\.png is listed already in line 2"),
@@ -116,6 +124,13 @@ def test_bad_csv(make_laboratory: Make, five: Taxonomy, text: str, message: str)
     (folder / "labels.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=message):
         read_laboratory(folder, five)
+
+
+def test_rows_without_any_value_are_no_rows(make_laboratory: Make, five: Taxonomy) -> None:
+    folder = make_laboratory([row("a.png"), row("b.png")])
+    with (folder / "labels.csv").open("a") as file:
+        file.write(",,,,\n, ,\n\n,,,,,,\n")
+    assert [cell.id for cell in read_laboratory(folder, five).cells] == ["lab/a.png", "lab/b.png"]
 
 
 def test_no_csv(tmp_path: Path, five: Taxonomy) -> None:

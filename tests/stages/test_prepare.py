@@ -101,6 +101,20 @@ def test_what_reading_found_out_is_told(root, tmp_path, caplog):
     assert any(one.startswith(f"{laboratory.name}: {missed} files do not match group") for one in told), told
 
 
+def test_the_number_of_duplicates_is_told(root, tmp_path, caplog):
+    table = sorted(root.iterdir())[0] / "labels.csv"
+    own = rows(table)
+    for repeated in own[3:5]:
+        repeated["duplicate_of"] = own[0]["file"]
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(own[0]))
+        writer.writeheader()
+        writer.writerows(own)
+    with caplog.at_level("INFO"):
+        assert len(prepare(tmp_path / "data", settings(root), progress=False).cells) == 48
+    assert f"{table.parent.name}: 2 rows are left out as duplicates of another" in caplog.text
+
+
 def test_a_laboratory_of_which_nothing_can_be_used_is_refused_before_anything_is_written(root, tmp_path):
     laboratory = sorted(root.iterdir())[0]
     for row in rows(laboratory / "labels.csv"):

@@ -15,6 +15,7 @@ from dorl_jax.data.manifest import (
     Manifest,
     check_cells,
     few_cells,
+    load_cells,
     make_manifest,
     require_laboratories,
     require_usable,
@@ -72,14 +73,9 @@ def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Mani
       InputError: bad settings, tables or labels, fewer than two laboratories, one of which
         nothing can be used, or (`strict`) a file that cannot be used.
     """
-    if settings.source == "synthetic":
-        root = out / "synthetic"
-        if not root.is_dir():
-            write_laboratories(root, settings.synthetic_cells, settings.synthetic_laboratories, settings.synthetic_seed)
-    elif settings.root:
-        root = expand_path(settings.root, "data.root")
-    else:
-        raise InputError("data.source = 'folder' needs data.root: the folder of the laboratories")
+    root = _root(out, settings)
+    if settings.source == "synthetic" and not root.is_dir():
+        write_laboratories(root, settings.synthetic_cells, settings.synthetic_laboratories, settings.synthetic_seed)
     listings = open_laboratories(root, settings.laboratories)
     listed = make_manifest(listings, load_taxonomy(settings.taxonomy))
     require_laboratories(listed)
@@ -108,6 +104,49 @@ def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Mani
     return accepted
 
 
+def changes(out: Path, settings: DataSettings) -> str:
+    """How the laboratories differ from what `prepare` found; "" where they do not, or are not there any more.
+
+    Tables and folders are read, no images. A cell that could not be used is no change, whatever became of it.
+
+    Args:
+      out: what `prepare` wrote.
+      settings: its settings.
+    """
+    try:
+        root = _root(out, settings)
+    except InputError:  # the environment variable in it is not set where the data are not
+        return ""
+    if settings.source == "synthetic" or not root.is_dir() or not any(root.iterdir()):
+        return ""
+    try:
+        listed = make_manifest(open_laboratories(root, settings.laboratories), load_taxonomy(settings.taxonomy))
+    except InputError as error:
+        return f"they cannot be read as they are: {error}"
+    was = {cell.id: cell for cell in load_cells(out / "cells.parquet").cells}
+    now = {cell.id: cell for cell in listed.cells}
+    both = [(was[id], now[id]) for id in was.keys() & now.keys()]
+    counts = {
+        "added": len(now.keys() - was.keys() - _left_out(out / "failures.csv")),
+        "gone": len(was.keys() - now.keys()),
+        "of another class": sum(one.label != other.label for one, other in both),
+        "of another group": sum(one.group != other.group for one, other in both),
+        "of another split": sum(one.split != other.split for one, other in both),
+        # Where all was moved to another disk, the masks were, too.
+        "with another mask": sum(one.image == other.image and one.mask != other.mask for one, other in both),
+    }
+    return ", ".join(f"{count} cells {what}" for what, count in counts.items() if count)
+
+
+def _root(out: Path, settings: DataSettings) -> Path:
+    """The folder of the laboratories."""
+    if settings.source == "synthetic":
+        return out / "synthetic"
+    if not settings.root:
+        raise InputError("data.source = 'folder' needs data.root: the folder of the laboratories")
+    return expand_path(settings.root, "data.root")
+
+
 def _tell(listings: Sequence[Listing]) -> None:
     """What reading the laboratories found out."""
     for listing in listings:
@@ -122,3 +161,11 @@ def _write_failures(path: Path, failures: tuple[Failure, ...]) -> None:
         writer = csv.writer(file)
         writer.writerow(["id", "image", "reason"])
         writer.writerows([failure.id, failure.image, failure.reason] for failure in failures)
+
+
+def _left_out(path: Path) -> set[str]:
+    """The ids in the file that `_write_failures` wrote."""
+    if not path.is_file():
+        return set()
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["id"] for row in csv.DictReader(file)}

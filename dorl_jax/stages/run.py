@@ -23,7 +23,7 @@ from dorl_jax.parallel import done_by_main, is_main
 from dorl_jax.stages.embed import EmbedSettings, embed
 from dorl_jax.stages.extract import ExtractSettings, extract
 from dorl_jax.stages.finetune_sam import FinetuneSettings, finetune_sam
-from dorl_jax.stages.prepare import DataSettings, prepare
+from dorl_jax.stages.prepare import DataSettings, changes, prepare
 from dorl_jax.stages.train_cae import CaeSettings, train_cae
 from dorl_jax.store import differences, fingerprint
 from dorl_jax.training.settings import INDIFFERENT
@@ -294,6 +294,12 @@ def _begin(run: Run, stage: Stage) -> bool:
             )
     if _is_done(run, stage):
         logger.info("%s: done already", stage.name)
+        if stage.name == "prepare" and (changed := changes(run.folder / stage.folder, run.settings.data)):
+            logger.warning(
+                "the laboratories are not as prepare found them, and the run goes on with what it found: %s; "
+                "--redo prepare takes up what changed",
+                changed,
+            )
         return False
     logger.info("%s: %s", stage.name, stage.about)
     # What stands behind it was made of something else: a folder of a version that did not have this stage.

@@ -8,8 +8,8 @@ from PIL import Image
 from dorl_jax import config
 from dorl_jax.data.synthetic import write_laboratories
 from dorl_jax.errors import InputError
-from dorl_jax.stages.prepare import DataSettings, prepare
-from dorl_jax.stages.run import RunSettings
+from dorl_jax.stages.prepare import DataSettings, changes, prepare
+from dorl_jax.stages.run import RunSettings, open_run, run_stages
 
 
 @pytest.fixture
@@ -128,3 +128,40 @@ def test_a_laboratory_of_which_nothing_can_be_used_is_refused_before_anything_is
     ):
         prepare(tmp_path / "data", settings(root, unseen=(laboratory.name,)), progress=False)
     assert not (tmp_path / "data").exists()
+
+
+def change(table, alter):
+    own = rows(table)
+    alter(own)
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(own[0]))
+        writer.writeheader()
+        writer.writerows(own)
+
+
+def test_data_that_changed_after_they_were_prepared_are_told_of(root, tmp_path, caplog):
+    spoil(root)
+    run = open_run(tmp_path / "run", RunSettings(data=settings(root)), progress=False)
+    run_stages(run, ["prepare"])
+    caplog.clear()
+    run_stages(run, ["prepare"])
+    assert not caplog.records  # the three that cannot be used are no change
+    table = sorted(root.iterdir())[0] / "labels.csv"
+
+    def alter(own):
+        own[5]["class"] = own[6]["class"] = "basophil"
+        own[7]["mask"] = own[8]["mask"]
+        own[9]["mask"] = ""
+        own[10] = own[10] | {"file": "new.png"}
+
+    kept = rows(table)[10]["file"]
+    (table.parent / "new.png").write_bytes((table.parent / kept).read_bytes())
+    change(table, alter)
+    run_stages(run, ["prepare"])
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "1 cells added, 1 cells gone, 2 cells of another class, 2 cells with another mask; --redo prepare" in told
+    table.write_text(table.read_text().replace("class", "klass", 1))
+    assert "they cannot be read as they are: " in changes(tmp_path / "run" / "data", settings(root))
+    # Data that were moved away are none that changed.
+    root.rename(tmp_path / "elsewhere")
+    assert changes(tmp_path / "run" / "data", settings(root)) == ""

@@ -88,7 +88,8 @@ def open_laboratories(root: Path, names: Sequence[str] = ()) -> tuple[Listing, .
 
     Args:
       root: holds a folder for each laboratory, or is one (see `open_laboratory`).
-      names: those to read, in the wanted order; none means all, in alphabetical order.
+      names: those to read, in the wanted order, by their folders or by the names in their laboratory files; none means
+        all, in alphabetical order.
 
     Raises:
       InputError: no such folder, no laboratory, an unknown name, or two laboratories of one name; where all are to be
@@ -103,12 +104,9 @@ def open_laboratories(root: Path, names: Sequence[str] = ()) -> tuple[Listing, .
             f"no laboratory in {root}: none of its folders has a {LABELS_FILE}, a {LABORATORY_FILES[0]} or a folder of "
             "images for each class"
         )
-    for name in names:
-        if name not in found:
-            raise no_laboratory(name, found)
-    if len(set(names)) < len(names):
+    chosen = [_named(name, found) for name in names] or sorted(found)
+    if len(set(chosen)) < len(chosen):
         raise InputError(f"a laboratory is named twice: {', '.join(names)}")
-    chosen = names or sorted(found)
     listings = tuple(open_laboratory(found[name]) for name in chosen)
     seen: dict[str, Path] = {}
     for key, listing in zip(chosen, listings, strict=True):
@@ -143,6 +141,29 @@ def _find(root: Path) -> dict[str, Path]:
     if _reader(root) is not None and not any(map(_declared, inner.values())):
         return {root.name: root}
     return inner
+
+
+def _named(name: str, found: Mapping[str, Path]) -> str:
+    """The key of a laboratory that is asked for by its folder, or by the name in its file."""
+    for key in found:
+        if same_name(key, name):
+            return key
+    own = {said: key for key, path in found.items() if (said := _own_name(path))}
+    for said, key in own.items():
+        if same_name(said, name):
+            return key
+    raise no_laboratory(name, [*found, *own])
+
+
+def _own_name(path: Path) -> str:
+    """The name in a laboratory's file, "" if there is none."""
+    files = [path] if path.is_file() else [path / name for name in LABORATORY_FILES if (path / name).is_file()]
+    return str(_parse(files[0]).get("name", "")) if files else ""
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two names are one text, be their accents in the letters or beside them (Unicode's NFC and NFD)."""
+    return normalize("NFC", one) == normalize("NFC", other)
 
 
 def _refuse_passed_over(root: Path, found: Mapping[str, Path], listings: Sequence[Listing]) -> None:
@@ -202,9 +223,9 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def _reader(folder: Path) -> Callable[[Path], Listing] | None:
-    for name in LABORATORY_FILES:
-        if (folder / name).is_file():
-            return lambda folder, name=name: _described(folder / name)  # type: ignore[misc]
+    files = [name for name in LABORATORY_FILES if (folder / name).is_file()]
+    if files:
+        return lambda folder: _described(_only(folder, files))
     if (folder / LABELS_FILE).is_file():
         return lambda folder: _with_note_of_masks(
             Listing(folder.name, read_table(folder / LABELS_FILE, folder)), folder
@@ -214,6 +235,12 @@ def _reader(folder: Path) -> Callable[[Path], Listing] | None:
     if is_tree(folder / _IMAGES if (folder / _IMAGES).is_dir() else folder):
         return lambda folder: _tree(folder, "", "")
     return None
+
+
+def _only(folder: Path, files: Sequence[str]) -> Path:
+    if len(files) > 1:
+        raise InputError(f"{folder} has {' and '.join(files)}, and each says what it is: leave one of them")
+    return folder / files[0]
 
 
 def _built(folder: Path) -> Listing:
@@ -279,7 +306,7 @@ def _described(path: Path) -> Listing:
             if missed:
                 notes.append(f"{len(missed)} files do not match {key} = {pattern!r}: {name_some(missed, 3)}.")
     default = path.parent.name if path.name in LABORATORY_FILES else path.stem
-    return Listing(said.name or default, rows, words, tuple(notes))
+    return Listing(said.name or default, rows, words, tuple(notes), dict.fromkeys(own, str(path)))
 
 
 def _with_note_of_masks(listing: Listing, folder: Path) -> Listing:

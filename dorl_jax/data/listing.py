@@ -41,6 +41,7 @@ class Listing:
       name: of the laboratory.
       rows: in the laboratory's order.
       words: the laboratory's label -> the word that a taxonomy knows, where they differ; "" leaves its cells out.
+      told_by: label -> the laboratory file that gave its word; a published set gives the others.
       notes: remarks for the reader of a report, a sentence each.
     """
 
@@ -48,6 +49,7 @@ class Listing:
     rows: tuple[Row, ...]
     words: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    told_by: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def duplicates(self) -> int:

@@ -200,7 +200,10 @@ def resolve_label(row: Row, listing: Listing, taxonomy: Taxonomy) -> str | None:
     try:
         return taxonomy.resolve(word)
     except InputError as error:
-        raise InputError(f"{row.where}: {error}") from error
+        where = row.where
+        if row.label in listing.told_by:
+            where = f"{listing.told_by[row.label]}: [labels] {row.label!r} = {word!r}"
+        raise InputError(f"{where}: {error}") from error
 
 
 def save_cells(manifest: Manifest, path: Path) -> None:

@@ -143,7 +143,7 @@ def test_the_images_may_lie_elsewhere(
 def test_laboratories_of_every_kind_side_by_side(plant: Callable[..., Path], five: Taxonomy, tmp_path: Path) -> None:
     plant("all/tree", *TREE)
     plant("all/table", "a.png", labels__csv="file,class\na.png,basophil\n")
-    plant("all/described", "pictures/mono/a.png", laboratory__toml=FILE["toml"])
+    plant("all/described", "pictures/mono/p1_a.png", laboratory__toml=FILE["toml"])
     (tmp_path / "all" / "empty").mkdir()
     (tmp_path / "all" / "run.toml").write_text("[data]\n")
     manifest = read_laboratories(tmp_path / "all", (), five)
@@ -152,7 +152,7 @@ def test_laboratories_of_every_kind_side_by_side(plant: Callable[..., Path], fiv
     # A folder that is a laboratory itself is one, too.
     assert [listing.name for listing in open_laboratories(tmp_path / "all" / "tree")] == ["tree"]
     assert [listing.name for listing in open_laboratories(tmp_path / "all", ["tree", "table"])] == ["tree", "table"]
-    plant("all/other", "pictures/mono/a.png", laboratory__toml=FILE["toml"])
+    plant("all/other", "pictures/mono/p1_a.png", laboratory__toml=FILE["toml"])
     with pytest.raises(InputError, match="two laboratories are called 'north': .*described and .*other"):
         open_laboratories(tmp_path / "all")
 
@@ -236,6 +236,41 @@ def test_accents_are_the_same_in_one_code_point_and_in_two(plant: Callable[..., 
     assert sorted(cell.label for cell in manifest.cells) == ["eosinophil", "monocyte"]
     assert manifest.dropped == {"de\u0301bris": 1}
     assert not any("no image has" in note for note in listing.notes)
+
+
+def test_laboratories_are_named_by_folder_or_by_their_file(plant: Callable[..., Path], tmp_path: Path) -> None:
+    plant("all/Mu\u0308nchen", *TREE)
+    plant("all/third", *TREE, laboratory__yaml="name: Le\u0301on")
+    plant("all/other", *TREE)
+    for names in (["third", "M\u00fcnchen"], ["L\u00e9on", "Mu\u0308nchen"]):
+        listings = open_laboratories(tmp_path / "all", names)
+        assert [one.name for one in listings] == ["Le\u0301on", "Mu\u0308nchen"]
+    with pytest.raises(InputError, match="a laboratory is named twice: third, L"):
+        open_laboratories(tmp_path / "all", ["third", "L\u00e9on"])
+    with pytest.raises(InputError, match="no laboratory 'fourth'"):
+        open_laboratories(tmp_path / "all", ["fourth"])
+
+
+def test_two_laboratory_files_in_one_folder_are_refused(plant: Callable[..., Path]) -> None:
+    root = plant("cells", *TREE, laboratory__toml="", laboratory__yaml="name: north")
+    with pytest.raises(InputError, match=r"cells has laboratory\.toml and laboratory\.yaml.*: leave one"):
+        open_laboratory(root)
+    assert open_laboratory(root / "laboratory.yaml").name == "north"
+
+
+def test_a_wrong_word_is_looked_for_where_it_was_written(plant: Callable[..., Path], five: Taxonomy) -> None:
+    root = plant(
+        "cells",
+        "a.png",
+        labels__csv="file,class\na.png,neutrophil\n",
+        laboratory__toml="[labels]\nneutrophil = 'neutrophile'",
+    )
+    message = (
+        r"^\S+/laboratory\.toml: \[labels\] 'neutrophil' = 'neutrophile': unknown label 'neutrophile' \(did you mean"
+    )
+    with pytest.raises(InputError, match=message) as caught:
+        make_manifest([open_laboratory(root)], five)
+    assert "labels.csv" not in str(caught.value)
 
 
 def test_columns_without_a_table_are_told_of(plant: Callable[..., Path]) -> None:

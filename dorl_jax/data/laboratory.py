@@ -107,7 +107,7 @@ def open_laboratories(root: Path, names: Sequence[str] = ()) -> tuple[Listing, .
     chosen = [_named(name, found) for name in names] or sorted(found)
     if len(set(chosen)) < len(chosen):
         raise InputError(f"a laboratory is named twice: {', '.join(names)}")
-    listings = tuple(open_laboratory(found[name]) for name in chosen)
+    listings = tuple(_found_in(name, open_laboratory(found[name])) for name in chosen)
     seen: dict[str, Path] = {}
     for key, listing in zip(chosen, listings, strict=True):
         if listing.name in seen:
@@ -153,6 +153,10 @@ def _named(name: str, found: Mapping[str, Path]) -> str:
         if same_name(said, name):
             return key
     raise no_laboratory(name, [*found, *own])
+
+
+def _found_in(folder: str, listing: Listing) -> Listing:
+    return listing if folder == listing.name else replace(listing, folder=folder)
 
 
 def _own_name(path: Path) -> str:

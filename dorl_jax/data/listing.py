@@ -41,8 +41,9 @@ class Listing:
       name: of the laboratory.
       rows: in the laboratory's order.
       words: the laboratory's label -> the word that a taxonomy knows, where they differ; "" leaves its cells out.
-      told_by: label -> the laboratory file that gave its word; a published set gives the others.
       notes: remarks for the reader of a report, a sentence each.
+      told_by: label -> the laboratory file that gave its word; a published set gives the others.
+      folder: name of the folder it was found in, where that is another than `name`; "" otherwise.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Listing:
     words: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     told_by: Mapping[str, str] = field(default_factory=dict)
+    folder: str = ""
 
     @property
     def duplicates(self) -> int:

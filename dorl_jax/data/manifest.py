@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from dorl_jax.data.images import (
     read_mask,
     read_mask_values,
 )
-from dorl_jax.data.laboratory import no_laboratory, open_laboratories, open_laboratory
+from dorl_jax.data.laboratory import no_laboratory, open_laboratories, open_laboratory, same_name
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.sources import ImageSource, parse_source, source_text
 from dorl_jax.data.tables import LABELS_FILE
@@ -69,12 +69,25 @@ class Manifest:
       laboratories: in the order of their cells; a domain's number is its place here.
       classes: the taxonomy's; a class's number is its place here. Not each need have cells.
       dropped: raw label -> number of cells that the taxonomy leaves out.
+      folders: laboratory -> its folder's name, where that is another.
     """
 
     cells: tuple[Cell, ...]
     laboratories: tuple[str, ...]
     classes: tuple[str, ...]
     dropped: Mapping[str, int]
+    folders: Mapping[str, str] = field(default_factory=dict)
+
+    def named(self, name: str) -> str:
+        """The laboratory of that name, or in the folder of that name, in either spelling of accents.
+
+        Raises:
+          InputError: no such laboratory.
+        """
+        for known in (*((one, one) for one in self.laboratories), *((self.folders[one], one) for one in self.folders)):
+            if same_name(known[0], name):
+                return known[1]
+        raise no_laboratory(name, self.laboratories)
 
     def of(self, laboratory: str) -> tuple[Cell, ...]:
         """The cells of one laboratory.
@@ -92,10 +105,8 @@ class Manifest:
         Raises:
           InputError: no such laboratory, or none is left.
         """
-        for name in laboratories:
-            if name not in self.laboratories:
-                raise no_laboratory(name, self.laboratories)
-        left = tuple(name for name in self.laboratories if name not in laboratories)
+        gone = {self.named(name) for name in laboratories}
+        left = tuple(name for name in self.laboratories if name not in gone)
         if not left:
             raise InputError(f"no laboratory is left without {name_some(laboratories)}")
         return replace(self, cells=tuple(cell for cell in self.cells if cell.laboratory in left), laboratories=left)
@@ -165,7 +176,9 @@ def make_manifest(listings: Sequence[Listing], taxonomy: Taxonomy) -> Manifest:
                 f"(labels dropped: {labels}; duplicates of another: {listing.duplicates})"
             )
         dropped += own
-    return Manifest(tuple(cells), tuple(listing.name for listing in listings), taxonomy.classes, dict(dropped))
+    names = tuple(listing.name for listing in listings)
+    folders = {listing.name: listing.folder for listing in listings if listing.folder}
+    return Manifest(tuple(cells), names, taxonomy.classes, dict(dropped), folders)
 
 
 def _refuse_unknown(listings: Sequence[Listing], taxonomy: Taxonomy) -> None:
@@ -223,6 +236,7 @@ def save_cells(manifest: Manifest, path: Path) -> None:
         "laboratories": manifest.laboratories,
         "classes": manifest.classes,
         "dropped": dict(manifest.dropped),
+        "folders": dict(manifest.folders),
     }
     with replacing(path) as partial:
         write_cell_table(partial, columns, _SCHEMA, rest)
@@ -241,7 +255,9 @@ def load_cells(path: Path) -> Manifest:
         Cell(id, laboratory, parse_source(image), None if mask is None else parse_source(mask), *rest_of_cell)
         for id, laboratory, image, mask, *rest_of_cell in zip(*table.to_pydict().values(), strict=True)
     )
-    return Manifest(cells, tuple(rest["laboratories"]), tuple(rest["classes"]), rest["dropped"])
+    # What was written before there were folders has none.
+    folders = rest.get("folders", {})
+    return Manifest(cells, tuple(rest["laboratories"]), tuple(rest["classes"]), rest["dropped"], folders)
 
 
 @dataclass(frozen=True)
@@ -412,4 +428,4 @@ def _keep(manifest: Manifest, wanted: Callable[[Cell], bool]) -> Manifest:
     cells = tuple(cell for cell in manifest.cells if wanted(cell))
     left = {cell.laboratory for cell in cells}
     laboratories = tuple(name for name in manifest.laboratories if name in left)
-    return Manifest(cells, laboratories, manifest.classes, manifest.dropped)
+    return replace(manifest, cells=cells, laboratories=laboratories)

@@ -40,7 +40,9 @@ class DataSettings(Settings):
         "",
         "folder of laboratories, in any form that `dorl-jax data check` takes; ${NAME} is an environment variable",
     )
-    laboratories: tuple[str, ...] = setting((), "sub-folders to read; empty for all")
+    laboratories: tuple[str, ...] = setting(
+        (), "laboratories to read, by sub-folder or by the name in its laboratory file; empty for all"
+    )
     unseen: tuple[str, ...] = setting(
         (), "laboratories of which no training sees anything: their cells are embedded and tested only"
     )

@@ -165,3 +165,13 @@ def test_data_that_changed_after_they_were_prepared_are_told_of(root, tmp_path, 
     # Data that were moved away are none that changed.
     root.rename(tmp_path / "elsewhere")
     assert changes(tmp_path / "run" / "data", settings(root)) == ""
+
+
+@pytest.mark.parametrize("name", ["s\u00fcd", "su\u0308d", "grey"])
+def test_unseen_laboratories_are_named_by_folder_or_by_their_file(root, tmp_path, name):
+    (root / "grey" / "laboratory.toml").write_text('name = "su\u0308d"\n', encoding="utf-8")
+    run = open_run(tmp_path / "run", RunSettings(data=settings(root, unseen=(name,))), progress=False)
+    run_stages(run, ["prepare"])
+    assert run.cells().laboratories == ("cream", "su\u0308d")
+    assert run.unseen() == ("su\u0308d",)
+    assert run.seen_cells().laboratories == ("cream",)

@@ -28,6 +28,7 @@ class Measured:
       digest: of the decoded pixels, whatever the file's format.
       fingerprint: to know near copies by; None of a blank picture.
       look: its colours.
+      brightest: the largest value of any channel, as read.
       histogram: of its channels, shares of the pixels.
     """
 
@@ -37,6 +38,7 @@ class Measured:
     digest: bytes
     fingerprint: Fingerprint | None
     look: Look
+    brightest: int
     histogram: Float[np.ndarray, "3 b"]
 
 
@@ -73,6 +75,7 @@ def measure(sources: Sources) -> Outcome:
         digest=digest_pixels(image),
         fingerprint=take_fingerprint(image),
         look=measure_look(image),
+        brightest=int(image.max()),
         histogram=histogram(image).astype(np.float32),
     )
     values = None

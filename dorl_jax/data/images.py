@@ -24,6 +24,7 @@ from dorl_jax.errors import InputError
 
 __all__ = [
     "FORMATS",
+    "MASK_THRESHOLD",
     "MOST_BYTES",
     "MOST_PIXELS",
     "SMALLEST_SIDE",
@@ -44,6 +45,8 @@ __all__ = [
 MOST_BYTES = 8 * MOST_PIXELS
 # Of a cell that can be used; what can be read may be smaller.
 SMALLEST_SIDE = 16
+# The cell is above it in a mask, half-way to the cytoplasm's 128.
+MASK_THRESHOLD = 64
 
 _READERS: dict[str, tuple[Callable[[bytes], bool], Callable[[bytes], Picture]]] = {
     "BMP": (is_bmp, open_bmp),
@@ -89,7 +92,7 @@ def read_image_with_facts(source: str | ImageSource) -> tuple[UInt8[np.ndarray, 
     return _cut(image, source), _facts_of_part(facts, source)
 
 
-def read_mask(source: str | ImageSource, threshold: int = 64) -> Bool[np.ndarray, "h w"]:
+def read_mask(source: str | ImageSource, threshold: int = MASK_THRESHOLD) -> Bool[np.ndarray, "h w"]:
     """A mask: True where the cell is.
 
     The convention is 0 for the background (red cells included), 128 for the cytoplasm, 255 for the nucleus,

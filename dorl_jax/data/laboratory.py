@@ -3,7 +3,7 @@
 import os
 import re
 import tomllib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dorl_jax.data.built import INFO_FILE, read_built
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.sets import find_set
 from dorl_jax.data.tables import LABELS_FILE, Columns, read_table
-from dorl_jax.data.trees import is_hidden, is_tree, read_tree
+from dorl_jax.data.trees import SUFFIXES, is_hidden, is_page, is_tree, read_tree, walk
 from dorl_jax.errors import InputError, name_some, suggest
 
 LABORATORY_FILES = ("laboratory.toml", "laboratory.yaml", "laboratory.yml")
@@ -88,10 +88,12 @@ def open_laboratories(root: Path, names: Sequence[str] = ()) -> tuple[Listing, .
 
     Args:
       root: holds a folder for each laboratory, or is one (see `open_laboratory`).
-      names: those to read, in the wanted order; none means all, in alphabetical order.
+      names: those to read, in the wanted order, by their folders or by the names in their laboratory files; none means
+        all, in alphabetical order.
 
     Raises:
-      InputError: no such folder, no laboratory, an unknown name, or two laboratories of one name.
+      InputError: no such folder, no laboratory, an unknown name, or two laboratories of one name; where all are to be
+        read, a folder with images or a table that is none of them.
     """
     root = Path(os.path.abspath(root))
     if not root.exists():
@@ -102,18 +104,17 @@ def open_laboratories(root: Path, names: Sequence[str] = ()) -> tuple[Listing, .
             f"no laboratory in {root}: none of its folders has a {LABELS_FILE}, a {LABORATORY_FILES[0]} or a folder of "
             "images for each class"
         )
-    for name in names:
-        if name not in found:
-            raise no_laboratory(name, found)
-    if len(set(names)) < len(names):
+    chosen = [_named(name, found) for name in names] or sorted(found)
+    if len(set(chosen)) < len(chosen):
         raise InputError(f"a laboratory is named twice: {', '.join(names)}")
-    chosen = names or sorted(found)
-    listings = tuple(open_laboratory(found[name]) for name in chosen)
+    listings = tuple(_found_in(name, open_laboratory(found[name])) for name in chosen)
     seen: dict[str, Path] = {}
     for key, listing in zip(chosen, listings, strict=True):
         if listing.name in seen:
             raise InputError(f"two laboratories are called {listing.name!r}: {seen[listing.name]} and {found[key]}")
         seen[listing.name] = found[key]
+    if not names and root not in found.values():
+        _refuse_passed_over(root, found, listings)
     return listings
 
 
@@ -142,6 +143,76 @@ def _find(root: Path) -> dict[str, Path]:
     return inner
 
 
+def _named(name: str, found: Mapping[str, Path]) -> str:
+    """The key of a laboratory that is asked for by its folder, or by the name in its file."""
+    for key in found:
+        if same_name(key, name):
+            return key
+    own = {said: key for key, path in found.items() if (said := _own_name(path))}
+    for said, key in own.items():
+        if same_name(said, name):
+            return key
+    raise no_laboratory(name, [*found, *own])
+
+
+def _found_in(folder: str, listing: Listing) -> Listing:
+    return listing if folder == listing.name else replace(listing, folder=folder)
+
+
+def _own_name(path: Path) -> str:
+    """The name in a laboratory's file, "" if there is none."""
+    files = [path] if path.is_file() else [path / name for name in LABORATORY_FILES if (path / name).is_file()]
+    return str(_parse(files[0]).get("name", "")) if files else ""
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two names are one text, be their accents in the letters or beside them (Unicode's NFC and NFD)."""
+    return normalize("NFC", one) == normalize("NFC", other)
+
+
+def _refuse_passed_over(root: Path, found: Mapping[str, Path], listings: Sequence[Listing]) -> None:
+    """Refuse to do without a folder that may be meant for a laboratory."""
+    others = sorted(
+        path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name) and path.name not in found
+    )
+    held = {folder.name: file for folder in others if (file := _cells_in(folder)) is not None}
+    if not held:
+        return
+    # Where a laboratory's file tells so, its images lie in a folder beside it.
+    used = [str(source) for listing in listings for row in listing.rows for source in (row.image, row.mask) if source]
+    held = {name: file for name, file in held.items() if not any(one.startswith(f"{root / name}/") for one in used)}
+    if held:
+        listed = name_some(f"{name} (with {file.relative_to(root / name)})" for name, file in held.items())
+        raise InputError(
+            f"no laboratories, but with images or tables, in {root}: {listed}. A laboratory has a {LABELS_FILE}, "
+            f"images/CLASS/ or CLASS/ with images, or a {LABORATORY_FILES[0]} that says where they are. To do without "
+            "these folders, name the wanted ones (data.laboratories of a run; elsewhere give the folders themselves)"
+        )
+
+
+def _cells_in(folder: Path) -> Path | None:
+    """The first image or table in a folder, at any depth, that none of our own commands wrote; None if there is none.
+
+    Passed over are what `dorl-jax data check` wrote, run folders and built sets.
+    """
+    if is_page(folder):
+        return None
+    own: list[str] = []
+    for file in walk(folder):
+        place = str(file.parent)
+        if any(place == one or place.startswith(f"{one}/") for one in own):
+            continue
+        if _is_run(file.parent) or (file.parent / INFO_FILE).is_file():
+            own.append(place)
+        elif file.suffix.lower() in (*SUFFIXES, ".csv"):
+            return file
+    return None
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / config.SETTINGS_FILE).is_file() and (folder / "stages").is_dir()
+
+
 def _declared(folder: Path) -> bool:
     """Whether the folder says by a file that it is a laboratory."""
     return any((folder / name).is_file() for name in (*LABORATORY_FILES, LABELS_FILE)) or bool(_versions(folder))
@@ -156,16 +227,24 @@ def _versions(folder: Path) -> list[Path]:
 
 
 def _reader(folder: Path) -> Callable[[Path], Listing] | None:
-    for name in LABORATORY_FILES:
-        if (folder / name).is_file():
-            return lambda folder, name=name: _described(folder / name)  # type: ignore[misc]
+    files = [name for name in LABORATORY_FILES if (folder / name).is_file()]
+    if files:
+        return lambda folder: _described(_only(folder, files))
     if (folder / LABELS_FILE).is_file():
-        return lambda folder: Listing(folder.name, read_table(folder / LABELS_FILE, folder))
+        return lambda folder: _with_note_of_masks(
+            Listing(folder.name, read_table(folder / LABELS_FILE, folder)), folder
+        )
     if _versions(folder):
         return _built
     if is_tree(folder / _IMAGES if (folder / _IMAGES).is_dir() else folder):
         return lambda folder: _tree(folder, "", "")
     return None
+
+
+def _only(folder: Path, files: Sequence[str]) -> Path:
+    if len(files) > 1:
+        raise InputError(f"{folder} has {' and '.join(files)}, and each says what it is: leave one of them")
+    return folder / files[0]
 
 
 def _built(folder: Path) -> Listing:
@@ -177,6 +256,8 @@ def _tree(folder: Path, images: str, masks: str) -> Listing:
         images = _IMAGES
         masks = masks or (_MASKS if (folder / _MASKS).is_dir() else "")
     rows, notes = read_tree(folder / images, folder / masks if masks else None)
+    if masks and not any(row.mask for row in rows):
+        notes += (f"No image has a mask in {folder / masks}: the mask of a/b.jpg is a/b.png there.",)
     return Listing(folder.name, rows, {}, notes)
 
 
@@ -200,7 +281,9 @@ def _described(path: Path) -> Listing:
     if said.published:
         listing = find_set(said.published).read(root)
     elif table:
-        listing = Listing("", read_table(root / table, root, said.columns))
+        listing = _with_note_of_masks(Listing("", read_table(root / table, root, said.columns)), root)
+    elif said.images and not said.masks:
+        listing = _with_note_of_masks(_tree(root, said.images, ""), root)
     else:
         listing = _tree(root, said.images, said.masks)
     both = sorted(set(said.labels) & set(said.dropped))
@@ -219,10 +302,23 @@ def _described(path: Path) -> Listing:
     for key in ("group", "split"):
         if pattern := getattr(said, key):
             rows, missed = _search(rows, key, pattern, path)
+            if len(missed) == len(rows):
+                raise InputError(
+                    f"{path}: {key} = {pattern!r} matches none of {len(rows)} files, {missed[0]!r} for example: "
+                    "mend it, or leave it out"
+                )
             if missed:
                 notes.append(f"{len(missed)} files do not match {key} = {pattern!r}: {name_some(missed, 3)}.")
     default = path.parent.name if path.name in LABORATORY_FILES else path.stem
-    return Listing(said.name or default, rows, words, tuple(notes))
+    return Listing(said.name or default, rows, words, tuple(notes), dict.fromkeys(own, str(path)))
+
+
+def _with_note_of_masks(listing: Listing, folder: Path) -> Listing:
+    """Tells of a folder of masks that no image has its mask in."""
+    if any(row.mask for row in listing.rows) or not (folder / _MASKS).is_dir():
+        return listing
+    note = f"No image has a mask, though there is a folder {folder / _MASKS}: name masks in a table's column or in "
+    return replace(listing, notes=(*listing.notes, f"{note}{LABORATORY_FILES[0]}."))
 
 
 def _as_written(words: dict[str, str], used: Collection[str]) -> dict[str, str]:

@@ -42,12 +42,21 @@ class Listing:
       rows: in the laboratory's order.
       words: the laboratory's label -> the word that a taxonomy knows, where they differ; "" leaves its cells out.
       notes: remarks for the reader of a report, a sentence each.
+      told_by: label -> the laboratory file that gave its word; a published set gives the others.
+      folder: name of the folder it was found in, where that is another than `name`; "" otherwise.
     """
 
     name: str
     rows: tuple[Row, ...]
     words: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    told_by: Mapping[str, str] = field(default_factory=dict)
+    folder: str = ""
+
+    @property
+    def duplicates(self) -> int:
+        """How many rows are left out because they repeat another."""
+        return sum(bool(row.duplicate_of) for row in self.rows)
 
     def __post_init__(self) -> None:
         """Raises `InputError` on a name that no list of cells could hold."""

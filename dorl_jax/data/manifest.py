@@ -1,9 +1,10 @@
 """What a data set is: cells of several laboratories, their images, masks and common classes."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,16 @@ from jaxtyping import Bool, UInt8
 from tqdm import tqdm
 
 from dorl_jax.data.cell_tables import read_cell_table, write_cell_table
-from dorl_jax.data.images import SMALLEST_SIDE, ImageError, read_image, read_image_with_facts, read_mask
-from dorl_jax.data.laboratory import no_laboratory, open_laboratories, open_laboratory
+from dorl_jax.data.images import (
+    MASK_THRESHOLD,
+    SMALLEST_SIDE,
+    ImageError,
+    read_image,
+    read_image_with_facts,
+    read_mask,
+    read_mask_values,
+)
+from dorl_jax.data.laboratory import no_laboratory, open_laboratories, open_laboratory, same_name
 from dorl_jax.data.listing import Listing, Row
 from dorl_jax.data.sources import ImageSource, parse_source, source_text
 from dorl_jax.data.tables import LABELS_FILE
@@ -60,12 +69,25 @@ class Manifest:
       laboratories: in the order of their cells; a domain's number is its place here.
       classes: the taxonomy's; a class's number is its place here. Not each need have cells.
       dropped: raw label -> number of cells that the taxonomy leaves out.
+      folders: laboratory -> its folder's name, where that is another.
     """
 
     cells: tuple[Cell, ...]
     laboratories: tuple[str, ...]
     classes: tuple[str, ...]
     dropped: Mapping[str, int]
+    folders: Mapping[str, str] = field(default_factory=dict)
+
+    def named(self, name: str) -> str:
+        """The laboratory of that name, or in the folder of that name, in either spelling of accents.
+
+        Raises:
+          InputError: no such laboratory.
+        """
+        for known in (*((one, one) for one in self.laboratories), *((self.folders[one], one) for one in self.folders)):
+            if same_name(known[0], name):
+                return known[1]
+        raise no_laboratory(name, self.laboratories)
 
     def of(self, laboratory: str) -> tuple[Cell, ...]:
         """The cells of one laboratory.
@@ -83,10 +105,8 @@ class Manifest:
         Raises:
           InputError: no such laboratory, or none is left.
         """
-        for name in laboratories:
-            if name not in self.laboratories:
-                raise no_laboratory(name, self.laboratories)
-        left = tuple(name for name in self.laboratories if name not in laboratories)
+        gone = {self.named(name) for name in laboratories}
+        left = tuple(name for name in self.laboratories if name not in gone)
         if not left:
             raise InputError(f"no laboratory is left without {name_some(laboratories)}")
         return replace(self, cells=tuple(cell for cell in self.cells if cell.laboratory in left), laboratories=left)
@@ -151,9 +171,14 @@ def make_manifest(listings: Sequence[Listing], taxonomy: Taxonomy) -> Manifest:
             cells.append(Cell(id, listing.name, row.image, row.mask, label, row.group, row.split))
         if len(cells) == before:
             labels = name_some(own) or "none"
-            raise InputError(f"{listing.name}: no cell left of {len(listing.rows)} rows (labels dropped: {labels})")
+            raise InputError(
+                f"{listing.name}: no cell left of {len(listing.rows)} rows "
+                f"(labels dropped: {labels}; duplicates of another: {listing.duplicates})"
+            )
         dropped += own
-    return Manifest(tuple(cells), tuple(listing.name for listing in listings), taxonomy.classes, dict(dropped))
+    names = tuple(listing.name for listing in listings)
+    folders = {listing.name: listing.folder for listing in listings if listing.folder}
+    return Manifest(tuple(cells), names, taxonomy.classes, dict(dropped), folders)
 
 
 def _refuse_unknown(listings: Sequence[Listing], taxonomy: Taxonomy) -> None:
@@ -188,7 +213,10 @@ def resolve_label(row: Row, listing: Listing, taxonomy: Taxonomy) -> str | None:
     try:
         return taxonomy.resolve(word)
     except InputError as error:
-        raise InputError(f"{row.where}: {error}") from error
+        where = row.where
+        if row.label in listing.told_by:
+            where = f"{listing.told_by[row.label]}: [labels] {row.label!r} = {word!r}"
+        raise InputError(f"{where}: {error}") from error
 
 
 def save_cells(manifest: Manifest, path: Path) -> None:
@@ -208,6 +236,7 @@ def save_cells(manifest: Manifest, path: Path) -> None:
         "laboratories": manifest.laboratories,
         "classes": manifest.classes,
         "dropped": dict(manifest.dropped),
+        "folders": dict(manifest.folders),
     }
     with replacing(path) as partial:
         write_cell_table(partial, columns, _SCHEMA, rest)
@@ -226,7 +255,9 @@ def load_cells(path: Path) -> Manifest:
         Cell(id, laboratory, parse_source(image), None if mask is None else parse_source(mask), *rest_of_cell)
         for id, laboratory, image, mask, *rest_of_cell in zip(*table.to_pydict().values(), strict=True)
     )
-    return Manifest(cells, tuple(rest["laboratories"]), tuple(rest["classes"]), rest["dropped"])
+    # What was written before there were folders has none.
+    folders = rest.get("folders", {})
+    return Manifest(cells, tuple(rest["laboratories"]), tuple(rest["classes"]), rest["dropped"], folders)
 
 
 @dataclass(frozen=True)
@@ -282,22 +313,24 @@ def why_unusable(
     image_source: ImageSource,
     image: UInt8[np.ndarray, "h w 3"],
     mask_source: ImageSource | None,
-    mask: Bool[np.ndarray, "h2 w2"] | None,
+    values: UInt8[np.ndarray, "h2 w2"] | None,
 ) -> str | None:
     """Why a cell that can be read cannot be used, in one line, or None.
 
     Args:
       image_source, mask_source: what the reason calls them.
       image: as read.
-      mask: True on the cell; None if there is none.
+      values: of the mask, as `images.read_mask_values` gives them; None if there is none.
     """
     height, width = image.shape[:2]
-    if mask is not None and mask.shape != image.shape[:2]:
-        return _other_size(image_source, image, mask_source, mask)
+    if values is not None and values.shape != image.shape[:2]:
+        return _other_size(image_source, image, mask_source, values)
     if min(height, width) < SMALLEST_SIDE:
         return f"{image_source} has {width} x {height} pixels; a side needs at least {SMALLEST_SIDE}"
-    if mask is not None and not mask.any():
-        return f"the mask {mask_source} is empty: no pixel above 64 (128 is cytoplasm, 255 nucleus)"
+    if values is not None and (top := int(values.max())) <= MASK_THRESHOLD:
+        reason = f"the mask {mask_source} is empty: no pixel above {MASK_THRESHOLD} (128 is cytoplasm, 255 nucleus)"
+        # 1 for the cell, or 1 and 2 for cytoplasm and nucleus, are numbers of classes.
+        return f"{reason}; values up to {top}: multiply by {255 // top}" if 0 < top <= 2 else reason
     return None
 
 
@@ -313,6 +346,29 @@ def read_pair(
     if mask.shape != image.shape[:2]:
         raise ImageError(_other_size(image_source, image, mask_source, mask))
     return image, mask
+
+
+def require_usable(listed: Manifest, checked: Checked) -> None:
+    """Refuse a check that left nothing of a laboratory.
+
+    Args:
+      listed: what was checked.
+      checked: what came of it.
+
+    Raises:
+      InputError: names the laboratory, and the commonest of the reasons.
+    """
+    for name in listed.laboratories:
+        if name in checked.accepted.laboratories:
+            continue
+        failures = [failure for failure in checked.failures if failure.id.startswith(f"{name}/")]
+        # Reasons of one kind differ by the file they name and its numbers.
+        kinds = [re.sub(r"\S*[\d/]\S*", "", failure.reason) for failure in failures]
+        kind, count = Counter(kinds).most_common(1)[0]
+        raise InputError(
+            f"no cell of {name} can be used: {failures[kinds.index(kind)].reason} (so with {count} of {len(failures)} "
+            "cells); mend them, or leave the laboratory out (data.laboratories names those to read)"
+        )
 
 
 def few_cells(manifest: Manifest, least: int = 5) -> tuple[tuple[str, str, int], ...]:
@@ -355,10 +411,10 @@ def _check(cell: Cell) -> tuple[str | None, tuple[str, ...]]:
     """Why the cell cannot be used, or None, and what there is to say of its image."""
     try:
         image, facts = read_image_with_facts(cell.image)
-        mask = None if cell.mask is None else read_mask(cell.mask)
+        values = None if cell.mask is None else read_mask_values(cell.mask)
     except ImageError as error:
         return str(error), ()
-    return why_unusable(cell.image, image, cell.mask, mask), facts.notes
+    return why_unusable(cell.image, image, cell.mask, values), facts.notes
 
 
 def _other_size(image_source: Any, image: np.ndarray, mask_source: Any, mask: np.ndarray) -> str:
@@ -372,4 +428,4 @@ def _keep(manifest: Manifest, wanted: Callable[[Cell], bool]) -> Manifest:
     cells = tuple(cell for cell in manifest.cells if wanted(cell))
     left = {cell.laboratory for cell in cells}
     laboratories = tuple(name for name in manifest.laboratories if name in left)
-    return Manifest(cells, laboratories, manifest.classes, manifest.dropped)
+    return replace(manifest, cells=cells, laboratories=laboratories)

@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -45,7 +45,7 @@ def read_table(table: Path, folder: Path, columns: Columns | None = None) -> tup
 
     Raises:
       InputError: no CSV, no rows, a column that is missing or there twice, an empty file or label, a file that is
-        listed twice, or paths as Windows writes them.
+        listed twice, a duplicate of a file that no row keeps, or paths as Windows writes them.
     """
     if not table.is_file():
         raise InputError(f"no table at {table}")
@@ -85,7 +85,25 @@ def read_table(table: Path, folder: Path, columns: Columns | None = None) -> tup
                 where=where,
             )
         )
+    _refuse_copies_of_nothing(rows, folder, columns.duplicate_of, line_of)
     return tuple(rows)
+
+
+def _refuse_copies_of_nothing(rows: Sequence[Row], folder: Path, column: str, kept: Collection[str]) -> None:
+    """A row is left out for another one: `no` or `0` in the column, or a circle, would leave out cells for nothing."""
+    above = {str(row.image): os.path.normpath(folder / row.duplicate_of) for row in rows if row.duplicate_of}
+    for row in rows:
+        if not row.duplicate_of:
+            continue
+        target, seen = os.path.normpath(folder / row.duplicate_of), set[str]()
+        while target not in kept and target in above and target not in seen:
+            seen.add(target)
+            target = above[target]
+        if target not in kept:
+            raise InputError(
+                f"{row.where}: {column} is {row.duplicate_of!r}, which is no file that another row keeps: name the "
+                "file that this one repeats, or leave the value empty"
+            )
 
 
 @contextmanager
@@ -130,10 +148,15 @@ def _values(
                     f"{table}: no column {name!r}{suggest(name, columns)}; there are: {listed}{advice.get(name, '')}"
                 )
         reader.fieldnames = columns
-        rows = [(reader.line_num, row) for row in reader]
+        # Spreadsheets leave rows of commas behind.
+        rows = [(reader.line_num, row) for row in reader if any(map(_is_there, row.values()))]
     if not rows:
         raise InputError(f"{table} has no rows")
     for line, row in rows:
         if None in row:
             raise InputError(f"{table}, line {line}: more values than the {len(columns)} columns")
     return [(line, {key: value.strip() for key, value in row.items()}) for line, row in rows]
+
+
+def _is_there(value: str | list[str]) -> bool:
+    return any(map(_is_there, value)) if isinstance(value, list) else bool(value.strip())

@@ -23,7 +23,7 @@ from dorl_jax.parallel import done_by_main, is_main
 from dorl_jax.stages.embed import EmbedSettings, embed
 from dorl_jax.stages.extract import ExtractSettings, extract
 from dorl_jax.stages.finetune_sam import FinetuneSettings, finetune_sam
-from dorl_jax.stages.prepare import DataSettings, prepare
+from dorl_jax.stages.prepare import DataSettings, changes, prepare
 from dorl_jax.stages.train_cae import CaeSettings, train_cae
 from dorl_jax.store import differences, fingerprint
 from dorl_jax.training.settings import INDIFFERENT
@@ -92,7 +92,14 @@ class Run:
 
     def seen_cells(self) -> Manifest:
         """Those of them that trainings may see."""
-        return self.cells().without(self.settings.data.unseen)
+        return self.cells().without(self.unseen())
+
+    def unseen(self) -> tuple[str, ...]:
+        """The laboratories that trainings see nothing of, as the cells call them."""
+        if not self.settings.data.unseen:
+            return ()
+        cells = self.cells()
+        return tuple(cells.named(name) for name in self.settings.data.unseen)
 
     @property
     def labels_seen(self) -> bool:
@@ -144,7 +151,7 @@ def _train_cae(run: Run) -> Any:
         store,
         run.folder / "train_cae",
         run.settings.train_cae,
-        unseen=run.settings.data.unseen,
+        unseen=run.unseen(),
         progress=run.progress,
     )
 
@@ -156,7 +163,7 @@ def _embed(run: Run) -> Any:
         run.folder / "train_cae" / "model",
         run.folder / "embed",
         run.settings.embed,
-        unseen=run.settings.data.unseen,
+        unseen=run.unseen(),
         labels_seen=run.labels_seen,
         provenance=DoRL.load(run.folder).provenance,
         progress=run.progress,
@@ -173,7 +180,7 @@ def _baselines(run: Run) -> Any:
         run.folder / "extract" / "store",
         run.folder / "baselines",
         run.settings.baselines,
-        unseen=run.settings.data.unseen,
+        unseen=run.unseen(),
         labels_seen="class" in run.settings.finetune_sam.balance,
         progress=run.progress,
     )
@@ -206,7 +213,7 @@ def _refuse_untestable(run: Run) -> None:
     refuse_untestable(
         run.cells(),
         settings.evaluate,
-        unseen=settings.data.unseen,
+        unseen=run.unseen(),
         labels_seen=run.labels_seen,
         groups=run.groups(),
     )
@@ -294,6 +301,12 @@ def _begin(run: Run, stage: Stage) -> bool:
             )
     if _is_done(run, stage):
         logger.info("%s: done already", stage.name)
+        if stage.name == "prepare" and (changed := changes(run.folder / stage.folder, run.settings.data)):
+            logger.warning(
+                "the laboratories are not as prepare found them, and the run goes on with what it found: %s; "
+                "--redo prepare takes up what changed",
+                changed,
+            )
         return False
     logger.info("%s: %s", stage.name, stage.about)
     # What stands behind it was made of something else: a folder of a version that did not have this stage.

@@ -143,7 +143,7 @@ def test_the_images_may_lie_elsewhere(
 def test_laboratories_of_every_kind_side_by_side(plant: Callable[..., Path], five: Taxonomy, tmp_path: Path) -> None:
     plant("all/tree", *TREE)
     plant("all/table", "a.png", labels__csv="file,class\na.png,basophil\n")
-    plant("all/described", "pictures/mono/a.png", laboratory__toml=FILE["toml"])
+    plant("all/described", "pictures/mono/p1_a.png", laboratory__toml=FILE["toml"])
     (tmp_path / "all" / "empty").mkdir()
     (tmp_path / "all" / "run.toml").write_text("[data]\n")
     manifest = read_laboratories(tmp_path / "all", (), five)
@@ -152,7 +152,7 @@ def test_laboratories_of_every_kind_side_by_side(plant: Callable[..., Path], fiv
     # A folder that is a laboratory itself is one, too.
     assert [listing.name for listing in open_laboratories(tmp_path / "all" / "tree")] == ["tree"]
     assert [listing.name for listing in open_laboratories(tmp_path / "all", ["tree", "table"])] == ["tree", "table"]
-    plant("all/other", "pictures/mono/a.png", laboratory__toml=FILE["toml"])
+    plant("all/other", "pictures/mono/p1_a.png", laboratory__toml=FILE["toml"])
     with pytest.raises(InputError, match="two laboratories are called 'north': .*described and .*other"):
         open_laboratories(tmp_path / "all")
 
@@ -165,6 +165,8 @@ def test_laboratories_of_every_kind_side_by_side(plant: Callable[..., Path], fiv
         ("images = 'a'\ntable = 'b'", "give one of table and images"),
         ("root = 'nowhere'", r"no folder at .*nowhere \(root = 'nowhere'\)"),
         ("root = '${NOT_SET_ANYWHERE}'", "needs the environment variable NOT_SET_ANYWHERE"),
+        ("group = 'x(.)y'", r"laboratory\.toml: group = 'x\(\.\)y' matches none of 3 files, 'monocyte/p1_a\.png' for"),
+        ("split = 'nowhere'", r"laboratory\.toml: split = 'nowhere' matches none of 3 files"),
         ("group = '('", r"group = '\(' is no regular expression"),
         ("dropped = ['a']\n[labels]\na = 'monocyte'", "both mapped and dropped: a"),
         ("labels = 3", "labels"),
@@ -236,6 +238,41 @@ def test_accents_are_the_same_in_one_code_point_and_in_two(plant: Callable[..., 
     assert not any("no image has" in note for note in listing.notes)
 
 
+def test_laboratories_are_named_by_folder_or_by_their_file(plant: Callable[..., Path], tmp_path: Path) -> None:
+    plant("all/Mu\u0308nchen", *TREE)
+    plant("all/third", *TREE, laboratory__yaml="name: Le\u0301on")
+    plant("all/other", *TREE)
+    for names in (["third", "M\u00fcnchen"], ["L\u00e9on", "Mu\u0308nchen"]):
+        listings = open_laboratories(tmp_path / "all", names)
+        assert [one.name for one in listings] == ["Le\u0301on", "Mu\u0308nchen"]
+    with pytest.raises(InputError, match="a laboratory is named twice: third, L"):
+        open_laboratories(tmp_path / "all", ["third", "L\u00e9on"])
+    with pytest.raises(InputError, match="no laboratory 'fourth'"):
+        open_laboratories(tmp_path / "all", ["fourth"])
+
+
+def test_two_laboratory_files_in_one_folder_are_refused(plant: Callable[..., Path]) -> None:
+    root = plant("cells", *TREE, laboratory__toml="", laboratory__yaml="name: north")
+    with pytest.raises(InputError, match=r"cells has laboratory\.toml and laboratory\.yaml.*: leave one"):
+        open_laboratory(root)
+    assert open_laboratory(root / "laboratory.yaml").name == "north"
+
+
+def test_a_wrong_word_is_looked_for_where_it_was_written(plant: Callable[..., Path], five: Taxonomy) -> None:
+    root = plant(
+        "cells",
+        "a.png",
+        labels__csv="file,class\na.png,neutrophil\n",
+        laboratory__toml="[labels]\nneutrophil = 'neutrophile'",
+    )
+    message = (
+        r"^\S+/laboratory\.toml: \[labels\] 'neutrophil' = 'neutrophile': unknown label 'neutrophile' \(did you mean"
+    )
+    with pytest.raises(InputError, match=message) as caught:
+        make_manifest([open_laboratory(root)], five)
+    assert "labels.csv" not in str(caught.value)
+
+
 def test_columns_without_a_table_are_told_of(plant: Callable[..., Path]) -> None:
     root = plant("cells", "pictures/monocyte/a.jpg", laboratory__toml="images = 'pictures'\n[columns]\nfile = 'path'")
     assert open_laboratory(root).notes == ("laboratory.toml tells columns, but there is no table.",)
@@ -247,6 +284,19 @@ def test_masks_beside_a_table_that_nobody_named_are_not_passed_over(plant: Calla
     )
     with pytest.raises(InputError, match=r"masks = 'outlines' mirrors a tree of images, which labels\.csv is not"):
         open_laboratory(root)
+
+
+def test_masks_that_no_image_has_are_told_of(plant: Callable[..., Path]) -> None:
+    tree = plant("tree", "images/monocyte/a.jpg", "masks/monocyte/a_mask.png")
+    assert any(note.startswith(f"No image has a mask in {tree}/masks: ") for note in open_laboratory(tree).notes)
+    table = plant("table", "a.png", "masks/a.png", labels__csv="file,class\na.png,monocyte\n")
+    (note,) = open_laboratory(table).notes
+    assert note.startswith(f"No image has a mask, though there is a folder {table}/masks: ")
+    described = plant("told", "cells/monocyte/a.jpg", "masks/monocyte/a.png", laboratory__toml="images = 'cells'")
+    (note,) = open_laboratory(described).notes
+    assert note.startswith(f"No image has a mask, though there is a folder {described}/masks: ")
+    (described / "laboratory.toml").write_text("images = 'cells'\nmasks = 'masks'")
+    assert open_laboratory(described).notes == ()
 
 
 def test_a_group_of_the_pattern_that_took_no_part_is_no_group(plant: Callable[..., Path]) -> None:
@@ -261,6 +311,45 @@ def test_hidden_folders_are_no_laboratories(plant: Callable[..., Path], tmp_path
     plant("all/.Trash-1000", "files/x.png")
     plant("all/__MACOSX", "tree/._p1_a.png")
     assert [listing.name for listing in open_laboratories(tmp_path / "all")] == ["tree"]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "Labels.csv",
+        "zellen.CSV",
+        "Images/neutrophil/a.png",
+        "images/neutrophil/patient 1/x.bmp",
+        "train/neutrophil/a.jpg",
+    ],
+)
+def test_a_folder_of_cells_that_is_no_laboratory_is_refused(
+    plant: Callable[..., Path], tmp_path: Path, file: str
+) -> None:
+    plant("all/north", *TREE)
+    plant("all/south", *TREE)
+    other = plant("all/west", notes__txt="x")
+    (other / file).parent.mkdir(parents=True, exist_ok=True)
+    (other / file).write_text("x")
+    with pytest.raises(InputError, match=rf"west \(with {file}\)\. A laboratory has a labels\.csv.*data\.laboratories"):
+        open_laboratories(tmp_path / "all")
+    # Where the wanted ones are named, the others are nobody's business.
+    assert [one.name for one in open_laboratories(tmp_path / "all", ["south", "north"])] == ["south", "north"]
+    (other / file).unlink()
+    assert [one.name for one in open_laboratories(tmp_path / "all")] == ["north", "south"]
+
+
+def test_folders_of_other_things_beside_laboratories(plant: Callable[..., Path], tmp_path: Path) -> None:
+    """What our commands wrote, notes, hidden files, and images that a laboratory's file tells of."""
+    plant("all/north", *TREE)
+    plant("all/notes", ".hidden.png", "__MACOSX/a.png", readme__txt="x")
+    plant("all/page", "contact_sheet.png", check__html="x", check__json="{}")
+    plant("all/runs/first", "report/umap.png", settings__toml="")
+    plant("all/runs/first/stages", prepare__json="{}")
+    plant("all/built/south/1.0.0", failures__csv="x", dataset_info__json="{}")
+    plant("all/raw", "deeper/mono/a.png")
+    plant("all/east", laboratory__toml="root = '../raw/deeper'")
+    assert [one.name for one in open_laboratories(tmp_path / "all")] == ["east", "north"]
 
 
 def test_links_of_a_tree_are_followed_but_not_round_in_circles(plant: Callable[..., Path], tmp_path: Path) -> None:

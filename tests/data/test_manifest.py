@@ -14,6 +14,7 @@ from dorl_jax.data.manifest import (
     read_laboratories,
     read_laboratory,
     require_laboratories,
+    require_usable,
     save_cells,
 )
 from dorl_jax.data.taxonomy import Taxonomy
@@ -102,7 +103,15 @@ def test_unknown_labels_are_all_named(make_laboratory: Make, tmp_path: Path, fiv
         ("file,class\n,monocyte\n", "line 2: empty file"),
         ("file,class\na.png,\n", "line 2: empty class"),
         ("file,class\na.png,monocyte,x\n", "line 2: more values than the 2 columns"),
-        ("file,class\na.png,platelet\n", r"no cell left of 1 rows \(labels dropped: platelet\)"),
+        ("file,class\na.png,platelet\n", r"no cell left of 1 rows \(labels dropped: platelet; dup"),
+        (
+            "file,class,duplicate_of\na.png,platelet,\nb.png,platelet,./a.png\nc.png,platelet,b.png\n",
+            r"no cell left of 3 rows \(labels dropped: platelet; duplicates of another: 2\)",
+        ),
+        ("file,class,duplicate_of\na.png,monocyte,\nb.png,monocyte,no\n", "line 3: duplicate_of is 'no', which is no"),
+        ("file,class,duplicate_of\na.png,monocyte,a.png\n", r"line 2: duplicate_of is 'a\.png', which is no file that"),
+        ("file,class,duplicate_of\na.png,x,b.png\nb.png,x,a.png\n", r"line 2: duplicate_of is 'b\.png'"),
+        ("file,class\n,\n , \n", "has no rows"),
         ("file,class\nnone.png,monocyte\n", r"line 2: no image file at .*none\.png"),
         ("file,class,mask\na.png,monocyte,none.png\n", r"line 2: no mask file at .*none\.png"),
         ("file,class\na.png,monocyte\n./a.png,monocyte\n", r"line 3: \./a\.png is listed already in line 2"),
@@ -115,6 +124,13 @@ def test_bad_csv(make_laboratory: Make, five: Taxonomy, text: str, message: str)
     (folder / "labels.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=message):
         read_laboratory(folder, five)
+
+
+def test_rows_without_any_value_are_no_rows(make_laboratory: Make, five: Taxonomy) -> None:
+    folder = make_laboratory([row("a.png"), row("b.png")])
+    with (folder / "labels.csv").open("a") as file:
+        file.write(",,,,\n, ,\n\n,,,,,,\n")
+    assert [cell.id for cell in read_laboratory(folder, five).cells] == ["lab/a.png", "lab/b.png"]
 
 
 def test_no_csv(tmp_path: Path, five: Taxonomy) -> None:
@@ -205,7 +221,10 @@ def test_check_cells_parts_the_usable_from_the_others(make_laboratory: Make, fiv
         "lab/text.png": ("text.png", "no BMP, PNG, JPEG, TIFF or WebP image"),
         "lab/short.png": ("short.png", "broken or truncated"),
         "lab/small.png": ("small.png", "15 x 40 pixels"),
-        "lab/empty.png": ("empty_m.png", "empty"),
+        "lab/empty.png": (
+            "empty_m.png",
+            "empty: no pixel above 64 (128 is cytoplasm, 255 nucleus); values up to 1: mult",
+        ),
         "lab/wide.png": ("wide_m.png", "20 x 24 pixels, its image"),
         "lab/broken_mask.png": ("broken_mask_m.png", "no BMP, PNG, JPEG, TIFF or WebP image"),
     }
@@ -225,6 +244,25 @@ def test_check_cells_drops_a_laboratory_without_usable_cells(
     checked = check_cells(read_laboratories(tmp_path, (), five), progress=False)
     assert checked.accepted.laboratories == ("north",)
     assert [failure.id for failure in checked.failures] == ["east/a.png"]
+
+
+def test_a_laboratory_of_which_nothing_is_left_is_refused(
+    make_laboratory: Make, tmp_path: Path, five: Taxonomy
+) -> None:
+    make_laboratory([row("a.png")], name="north")
+    folder = make_laboratory([row(f"{n}.png", mask=f"{n}_m.png") for n in "abcd"], name="east")
+    (folder / "a.png").write_text("no image")
+    for name, value in (("b", 2), ("c", 2), ("d", 0)):
+        Image.new("L", (24, 20), value).save(folder / f"{name}_m.png")
+    listed = read_laboratories(tmp_path, (), five)
+    with pytest.raises(
+        InputError,
+        match=r"no cell of east can be used: the mask .*/b_m\.png is empty.*up to 2: multiply by 127 .*2 of 4 cells",
+    ):
+        require_usable(listed, check_cells(listed, progress=False))
+    for name in "bcd":
+        Image.new("L", (24, 20), 255).save(folder / f"{name}_m.png")
+    require_usable(listed, check_cells(listed, progress=False))
 
 
 def test_check_cells_counts_what_there_is_to_say(make_laboratory: Make, five: Taxonomy) -> None:

@@ -8,8 +8,8 @@ from PIL import Image
 from dorl_jax import config
 from dorl_jax.data.synthetic import write_laboratories
 from dorl_jax.errors import InputError
-from dorl_jax.stages.prepare import DataSettings, prepare
-from dorl_jax.stages.run import RunSettings
+from dorl_jax.stages.prepare import DataSettings, changes, prepare
+from dorl_jax.stages.run import RunSettings, open_run, run_stages
 
 
 @pytest.fixture
@@ -89,3 +89,89 @@ def test_unknown_label_and_missing_column(root, tmp_path):
     table.write_text(text.replace("class", "klass", 1))
     with pytest.raises(InputError, match="no column 'class'.*'klass'"):
         prepare(tmp_path / "data", settings(root), progress=False)
+
+
+def test_what_reading_found_out_is_told(root, tmp_path, caplog):
+    laboratory = sorted(root.iterdir())[0]
+    (laboratory / "laboratory.toml").write_text("group = '(monocyte)'\n")
+    missed = sum("monocyte" not in row["file"] for row in rows(laboratory / "labels.csv"))
+    assert 0 < missed < 25
+    prepare(tmp_path / "data", settings(root), progress=False)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any(one.startswith(f"{laboratory.name}: {missed} files do not match group") for one in told), told
+
+
+def test_the_number_of_duplicates_is_told(root, tmp_path, caplog):
+    table = sorted(root.iterdir())[0] / "labels.csv"
+    own = rows(table)
+    for repeated in own[3:5]:
+        repeated["duplicate_of"] = own[0]["file"]
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(own[0]))
+        writer.writeheader()
+        writer.writerows(own)
+    with caplog.at_level("INFO"):
+        assert len(prepare(tmp_path / "data", settings(root), progress=False).cells) == 48
+    assert f"{table.parent.name}: 2 rows are left out as duplicates of another" in caplog.text
+
+
+def test_a_laboratory_of_which_nothing_can_be_used_is_refused_before_anything_is_written(root, tmp_path):
+    laboratory = sorted(root.iterdir())[0]
+    for row in rows(laboratory / "labels.csv"):
+        with Image.open(laboratory / row["mask"]) as mask:
+            mask.point(lambda value: value > 64).save(laboratory / row["mask"])
+    write_laboratories(tmp_path / "more", cells_per_class=1, laboratories=3)
+    for other in sorted((tmp_path / "more").iterdir())[2:]:
+        other.rename(root / other.name)
+    with pytest.raises(
+        InputError, match=rf"no cell of {laboratory.name} can be used: .*values up to 1: multiply by 255"
+    ):
+        prepare(tmp_path / "data", settings(root, unseen=(laboratory.name,)), progress=False)
+    assert not (tmp_path / "data").exists()
+
+
+def change(table, alter):
+    own = rows(table)
+    alter(own)
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(own[0]))
+        writer.writeheader()
+        writer.writerows(own)
+
+
+def test_data_that_changed_after_they_were_prepared_are_told_of(root, tmp_path, caplog):
+    spoil(root)
+    run = open_run(tmp_path / "run", RunSettings(data=settings(root)), progress=False)
+    run_stages(run, ["prepare"])
+    caplog.clear()
+    run_stages(run, ["prepare"])
+    assert not caplog.records  # the three that cannot be used are no change
+    table = sorted(root.iterdir())[0] / "labels.csv"
+
+    def alter(own):
+        own[5]["class"] = own[6]["class"] = "basophil"
+        own[7]["mask"] = own[8]["mask"]
+        own[9]["mask"] = ""
+        own[10] = own[10] | {"file": "new.png"}
+
+    kept = rows(table)[10]["file"]
+    (table.parent / "new.png").write_bytes((table.parent / kept).read_bytes())
+    change(table, alter)
+    run_stages(run, ["prepare"])
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "1 cells added, 1 cells gone, 2 cells of another class, 2 cells with another mask; --redo prepare" in told
+    table.write_text(table.read_text().replace("class", "klass", 1))
+    assert "they cannot be read as they are: " in changes(tmp_path / "run" / "data", settings(root))
+    # Data that were moved away are none that changed.
+    root.rename(tmp_path / "elsewhere")
+    assert changes(tmp_path / "run" / "data", settings(root)) == ""
+
+
+@pytest.mark.parametrize("name", ["s\u00fcd", "su\u0308d", "grey"])
+def test_unseen_laboratories_are_named_by_folder_or_by_their_file(root, tmp_path, name):
+    (root / "grey" / "laboratory.toml").write_text('name = "su\u0308d"\n', encoding="utf-8")
+    run = open_run(tmp_path / "run", RunSettings(data=settings(root, unseen=(name,))), progress=False)
+    run_stages(run, ["prepare"])
+    assert run.cells().laboratories == ("cream", "su\u0308d")
+    assert run.unseen() == ("su\u0308d",)
+    assert run.seen_cells().laboratories == ("cream",)

@@ -95,6 +95,7 @@ def _laboratory(
         median=sizes[len(sizes) // 2] if sizes else (0, 0),
         largest=sizes[-1] if sizes else (0, 0),
         kinds=dict(Counter(_kind(image) for image in images).most_common()),
+        used_bits=_used_bits(images),
         notes=dict(Counter(note for image in images for note in image.header.notes).most_common()),
         unusable=tuple(
             Unusable(row.file, outcome.reason) for row, outcome in zip(rows, outcomes, strict=True) if outcome.reason
@@ -110,6 +111,14 @@ def _kind(image: Measured) -> str:
     return f"{image.header.format} {image.header.mode}{alpha}, {image.header.bits} bits"
 
 
+def _used_bits(images: Sequence[Measured]) -> int:
+    """Bits that the values of 16-bit images fill, where they are those of a usual camera; 0 otherwise."""
+    brightest = max((image.brightest for image in images if image.header.bits == 16), default=0)
+    # Values have been scaled to 8 bits, and rounded: 2^12 - 1 became 16, 2^14 - 1 became 64.
+    fits = [bits for bits in (12, 14) if 0 < brightest <= round((2**bits - 1) * 255 / 65535)]
+    return fits[0] if fits else 0
+
+
 def _masks(outcomes: Sequence[Outcome]) -> MaskSummary | None:
     masks = [outcome.mask for outcome in outcomes if outcome.mask is not None]
     if not masks:
@@ -119,6 +128,7 @@ def _masks(outcomes: Sequence[Outcome]) -> MaskSummary | None:
         count=len(masks),
         coverage=(float(least), float(lower), float(median), float(upper), float(most)),
         touching=sum(mask.touches_border for mask in masks),
+        all_corners=sum(mask.all_corners for mask in masks),
         in_pieces=sum(mask.pieces > 1 for mask in masks),
         stray=sum(bool(mask.stray) for mask in masks),
         with_nucleus=sum(mask.nucleus for mask in masks),

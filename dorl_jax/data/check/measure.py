@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from dorl_jax.data.check.colours import Look, histogram, measure_look
 from dorl_jax.data.check.fingerprint import Fingerprint, digest_pixels, take_fingerprint
-from dorl_jax.data.check.mask_facts import THRESHOLD, MaskFacts, measure_mask
+from dorl_jax.data.check.mask_facts import MaskFacts, measure_mask
 from dorl_jax.data.images import ImageError, ImageFacts, read_image_with_facts, read_mask_values
 from dorl_jax.data.manifest import why_unusable
 from dorl_jax.data.pool import worker_pool
@@ -28,6 +28,7 @@ class Measured:
       digest: of the decoded pixels, whatever the file's format.
       fingerprint: to know near copies by; None of a blank picture.
       look: its colours.
+      brightest: the largest value of any channel, as read.
       histogram: of its channels, shares of the pixels.
     """
 
@@ -37,6 +38,7 @@ class Measured:
     digest: bytes
     fingerprint: Fingerprint | None
     look: Look
+    brightest: int
     histogram: Float[np.ndarray, "3 b"]
 
 
@@ -73,6 +75,7 @@ def measure(sources: Sources) -> Outcome:
         digest=digest_pixels(image),
         fingerprint=take_fingerprint(image),
         look=measure_look(image),
+        brightest=int(image.max()),
         histogram=histogram(image).astype(np.float32),
     )
     values = None
@@ -81,8 +84,7 @@ def measure(sources: Sources) -> Outcome:
             values = read_mask_values(mask_source)
         except ImageError as error:
             return Outcome(measured, reason=str(error))
-    cell = values > THRESHOLD if values is not None else None
-    reason = why_unusable(image_source, image, mask_source, cell) or ""
+    reason = why_unusable(image_source, image, mask_source, values) or ""
     fits = values is not None and values.shape == (height, width)
     return Outcome(measured, measure_mask(values) if fits and values is not None else None, reason)
 

@@ -60,6 +60,10 @@ def _of_laboratory(one: LaboratoryReport) -> list[Problem]:
         found.append(Problem("note", f"{one.name}: left out as dropped labels: {listed}"))
     if one.declared:
         found.append(Problem("note", f"{one.name}: {one.declared} rows are listed as duplicates and left out"))
+    if one.used_bits:
+        what = f"{one.name}: images of 16 bits look like {one.used_bits} bits in 16: none has a larger value"
+        advice = f"they are read too dark: multiply their values by {2 ** (16 - one.used_bits)}"
+        found.append(Problem("warning", what, advice))
     found += [Problem("note", f"{one.name}: {count} images: {note}") for note, count in one.notes.items()]
     return found + _of_masks(one)
 
@@ -77,6 +81,9 @@ def _of_masks(one: LaboratoryReport) -> list[Problem]:
     ):
         if count:
             found.append(Problem(severity, f"{one.name}: {count} {what}"))  # type: ignore[arg-type]
+    if one.masks.all_corners > one.masks.count / 2:
+        what = f"{one.name}: {one.masks.all_corners} of {one.masks.count} masks cover all four corners of their image"
+        found.append(Problem("warning", what, "are they inverted? 0 is the background"))
     if one.masks.coverage[2] > 0.9:
         advice = "are these masks of the cell?"
         found.append(Problem("warning", f"{one.name}: half of the masks cover over 90 % of their image", advice))

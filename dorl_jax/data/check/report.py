@@ -45,6 +45,7 @@ class MaskSummary:
       count: cells with a mask that can be used.
       coverage: share of the image that is cell: least, lower quartile, median, upper quartile, most.
       touching: masks that touch the border of their image.
+      all_corners: masks whose cell covers the four corners of the image.
       in_pieces: masks of several pieces; the largest counts.
       stray: masks with values other than 0, 128 and 255.
       with_nucleus: masks that tell the nucleus.
@@ -53,6 +54,7 @@ class MaskSummary:
     count: int
     coverage: tuple[float, float, float, float, float]
     touching: int
+    all_corners: int
     in_pieces: int
     stray: int
     with_nucleus: int
@@ -74,6 +76,7 @@ class LaboratoryReport:
       splits: as published -> images; empty if there are none.
       smallest, median, largest: width and height by the number of pixels.
       kinds: format, mode and bits -> images.
+      used_bits: 12 or 14 where no image of 16 bits has a larger value; 0 otherwise.
       notes: what reading did that one might not expect -> images.
       unusable: images and masks that cannot be used.
       masks: None if there are none.
@@ -95,6 +98,7 @@ class LaboratoryReport:
     median: tuple[int, int]
     largest: tuple[int, int]
     kinds: dict[str, int]
+    used_bits: int
     notes: dict[str, int]
     unusable: tuple[Unusable, ...]
     masks: MaskSummary | None

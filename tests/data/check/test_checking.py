@@ -138,6 +138,45 @@ def test_copies_within_a_laboratory(root: Path, five: Taxonomy) -> None:
     assert "five random folds would tear apart about 1 groups and 2 sets of copies" in said
 
 
+def warnings_of(report: Report) -> list[str]:
+    return [str(problem) for problem in report.problems if problem.severity == "warning"]
+
+
+def test_inverted_masks(root: Path, five: Taxonomy) -> None:
+    first = sorted(root.iterdir())[0]
+    masks = sorted(first.glob("masks/*/*.png"))
+    for number, path in enumerate(masks):
+        if number == 12:
+            assert warnings_of(check(root, five)) == []
+        with Image.open(path) as mask:
+            values = np.asarray(mask)
+        Image.fromarray(np.where(values > 64, 0, 255).astype(np.uint8)).save(path)
+        if number == 12:
+            break
+    (warning,) = warnings_of(check(root, five))
+    assert warning == (
+        f"{first.name}: 13 of 25 masks cover all four corners of their image; are they inverted? 0 is the background"
+    )
+
+
+@pytest.mark.parametrize(("bits", "factor"), [(12, 16), (14, 4), (16, 0)])
+def test_bits_that_cameras_leave_empty(root: Path, five: Taxonomy, bits: int, factor: int) -> None:
+    first = sorted(root.iterdir())[0]
+    for name in files(first):
+        image = read_image(first / name).astype(np.float64) / 255
+        image.flat[0] = 1
+        assert cv2.imwrite(str(first / name), np.round(image * (2**bits - 1)).astype(np.uint16))
+    told = [warning for warning in warnings_of(check(root, five)) if "bits in 16" in warning]
+    assert told == (
+        [
+            f"{first.name}: images of 16 bits look like {bits} bits in 16: none has a larger value; "
+            f"they are read too dark: multiply their values by {factor}"
+        ]
+        if factor
+        else []
+    )
+
+
 def test_workers_change_nothing(root: Path, five: Taxonomy) -> None:
     listings = open_laboratories(root)
     plain, threads = (check_listings(listings, five, workers=0, progress=bar) for bar in (False, True))

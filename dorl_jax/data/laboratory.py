@@ -93,7 +93,7 @@ def open_laboratories(root: Path, names: Sequence[str] = ()) -> tuple[Listing, .
 
     Raises:
       InputError: no such folder, no laboratory, an unknown name, or two laboratories of one name; where all are to be
-        read, a folder with images or a table that is none of them.
+        read, a folder with images that is none of them.
     """
     root = Path(os.path.abspath(root))
     if not root.exists():
@@ -184,14 +184,14 @@ def _refuse_passed_over(root: Path, found: Mapping[str, Path], listings: Sequenc
     if held:
         listed = name_some(f"{name} (with {file.relative_to(root / name)})" for name, file in held.items())
         raise InputError(
-            f"no laboratories, but with images or tables, in {root}: {listed}. A laboratory has a {LABELS_FILE}, "
+            f"no laboratories, but with images, in {root}: {listed}. A laboratory has a {LABELS_FILE}, "
             f"images/CLASS/ or CLASS/ with images, or a {LABORATORY_FILES[0]} that says where they are. To do without "
             "these folders, name the wanted ones (data.laboratories of a run; elsewhere give the folders themselves)"
         )
 
 
 def _cells_in(folder: Path) -> Path | None:
-    """The first image or table in a folder, at any depth, that none of our own commands wrote; None if there is none.
+    """The first image in a folder, at any depth, that none of our own commands wrote; None if there is none.
 
     Passed over are what `dorl-jax data check` wrote, run folders and built sets.
     """
@@ -204,7 +204,7 @@ def _cells_in(folder: Path) -> Path | None:
             continue
         if _is_run(file.parent) or (file.parent / INFO_FILE).is_file():
             own.append(place)
-        elif file.suffix.lower() in (*SUFFIXES, ".csv"):
+        elif file.suffix.lower() in SUFFIXES:
             return file
     return None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from dorl_jax.data.listing import Row
+from dorl_jax.data.trees import SUFFIXES
 from dorl_jax.errors import InputError, suggest
 
 LABELS_FILE = "labels.csv"
@@ -45,7 +46,7 @@ def read_table(table: Path, folder: Path, columns: Columns | None = None) -> tup
 
     Raises:
       InputError: no CSV, no rows, a column that is missing or there twice, an empty file or label, a file that is
-        listed twice, a duplicate of a file that no row keeps, or paths as Windows writes them.
+        listed twice, a duplicate of no image or of one that repeats it, or paths as Windows writes them.
     """
     if not table.is_file():
         raise InputError(f"no table at {table}")
@@ -99,7 +100,8 @@ def _refuse_copies_of_nothing(rows: Sequence[Row], folder: Path, column: str, ke
         while target not in kept and target in above and target not in seen:
             seen.add(target)
             target = above[target]
-        if target not in kept:
+        # A picture that is not listed may have been kept elsewhere.
+        if target not in kept and (target in above or Path(row.duplicate_of).suffix.lower() not in SUFFIXES):
             raise InputError(
                 f"{row.where}: {column} is {row.duplicate_of!r}, which is no file that another row keeps: name the "
                 "file that this one repeats, or leave the value empty"

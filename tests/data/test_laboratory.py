@@ -316,8 +316,7 @@ def test_hidden_folders_are_no_laboratories(plant: Callable[..., Path], tmp_path
 @pytest.mark.parametrize(
     "file",
     [
-        "Labels.csv",
-        "zellen.CSV",
+        "pictures/2026/a.png",
         "Images/neutrophil/a.png",
         "images/neutrophil/patient 1/x.bmp",
         "train/neutrophil/a.jpg",
@@ -328,7 +327,7 @@ def test_a_folder_of_cells_that_is_no_laboratory_is_refused(
 ) -> None:
     plant("all/north", *TREE)
     plant("all/south", *TREE)
-    other = plant("all/west", notes__txt="x")
+    other = plant("all/west", Labels__csv="file,class\npictures/2026/a.png,monocyte\n")
     (other / file).parent.mkdir(parents=True, exist_ok=True)
     (other / file).write_text("x")
     with pytest.raises(InputError, match=rf"west \(with {file}\)\. A laboratory has a labels\.csv.*data\.laboratories"):

@@ -204,7 +204,7 @@ def test_what_is_known_of_images_may_change_behind_their_vectors(
         listed.write_text("\n".join(["file,label,score,source", *rows]) + "\n")
         return embed_images(dorl, open_images(listed), out, JOB, progress=False)
 
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="dorl_jax")
     assert embedded(tmp_path / "v.parquet", "monocyte").images == 8
     assert "source of the images is left out, for v.parquet has columns of its own" in caplog.text
     first = (tmp_path / "v.parquet").read_bytes()

@@ -110,7 +110,7 @@ def test_the_number_of_duplicates_is_told(root, tmp_path, caplog):
         writer = csv.DictWriter(file, list(own[0]))
         writer.writeheader()
         writer.writerows(own)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="dorl_jax"):
         assert len(prepare(tmp_path / "data", settings(root), progress=False).cells) == 48
     assert f"{table.parent.name}: 2 rows are left out as duplicates of another" in caplog.text
 

@@ -140,6 +140,7 @@ def change(table, alter):
 
 
 def test_data_that_changed_after_they_were_prepared_are_told_of(root, tmp_path, caplog):
+    caplog.set_level("WARNING", logger="dorl_jax")  # whatever another test has left
     spoil(root)
     run = open_run(tmp_path / "run", RunSettings(data=settings(root)), progress=False)
     run_stages(run, ["prepare"])

@@ -7,7 +7,8 @@ metadata under "dorl_jax", as JSON.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from dorl_jax.files import replacing
 from dorl_jax.store import Store
 from dorl_jax.vectors import PROVENANCE
 
-OWN = ("id", "source", "vector", "empty", "reason")
+_MADE = ("vector", "empty", "reason")
+OWN = ("id", "source", *_MADE)
 
 
 def vectors_table(images: ImageList, arrays: Mapping[str, np.ndarray], failed: Mapping[int, str]) -> pa.Table:
@@ -67,23 +69,18 @@ def write_vectors(store: Store, images: ImageList, out: Path, provenance: Mappin
       InputError: a damaged store.
     """
     store.verify()
+    metadata = {PROVENANCE: json.dumps(dict(provenance), sort_keys=True).encode()}
+    _write_groups(_of_store(store, images), out, metadata)
+
+
+def _of_store(store: Store, images: ImageList) -> Iterator[pa.Table]:
     first = 0
-    with replacing(out) as partial:
-        writer = None
-        try:
-            for number in range(store.shards):
-                arrays = {name: store[name].shard(number) for name in ("vector", "empty")}
-                last = first + len(arrays["vector"])
-                failed = {row: store.failed[first + row] for row in range(last - first) if first + row in store.failed}
-                table = vectors_table(images[first:last], arrays, failed)
-                if writer is None:
-                    metadata = {PROVENANCE: json.dumps(dict(provenance), sort_keys=True).encode()}
-                    writer = pq.ParquetWriter(partial, table.schema.with_metadata(metadata), compression="zstd")
-                writer.write_table(table.cast(writer.schema))
-                first = last
-        finally:
-            if writer is not None:
-                writer.close()
+    for number in range(store.shards):
+        arrays = {name: store[name].shard(number) for name in ("vector", "empty")}
+        last = first + len(arrays["vector"])
+        failed = {row: store.failed[first + row] for row in range(last - first) if first + row in store.failed}
+        yield vectors_table(images[first:last], arrays, failed)
+        first = last
 
 
 def rewrite_columns(images: ImageList, out: Path) -> bool:
@@ -93,31 +90,35 @@ def rewrite_columns(images: ImageList, out: Path) -> bool:
       images: those of the file.
       out: the file.
     """
-    made = ["vector", "empty", "reason"]
     with pq.ParquetFile(out) as file:
-        names = [name for name in file.schema_arrow.names if name not in made]
-        known = pa.table(_of_images(images))
-        written = file.read(columns=names)
+        names = [name for name in file.schema_arrow.names if name not in _MADE]
+        known, written = pa.table(_of_images(images)), file.read(columns=names)
         if known.schema.equals(written.schema, check_metadata=False) and all(map(_alike, known, written)):
             return False
-        metadata = file.schema_arrow.metadata
-        first = 0
-        with replacing(out) as partial:
-            writer = None
-            try:
-                for number in range(file.num_row_groups):
-                    kept = file.read_row_group(number, columns=made)
-                    table = known.slice(first, len(kept))
-                    for name in made:
-                        table = table.append_column(kept.schema.field(name), kept[name])
-                    if writer is None:
-                        writer = pq.ParquetWriter(partial, table.schema.with_metadata(metadata), compression="zstd")
-                    writer.write_table(table)
-                    first += len(kept)
-            finally:
-                if writer is not None:
-                    writer.close()
+        _write_groups(_beside_made(known, file), out, file.schema_arrow.metadata)
     return True
+
+
+def _beside_made(known: pa.Table, file: pq.ParquetFile) -> Iterator[pa.Table]:
+    first = 0
+    for number in range(file.num_row_groups):
+        made = file.read_row_group(number, columns=list(_MADE))
+        table = known.slice(first, len(made))
+        for name in _MADE:
+            table = table.append_column(made.schema.field(name), made[name])
+        yield table
+        first += len(made)
+
+
+def _write_groups(tables: Iterator[pa.Table], out: Path, metadata: Mapping[bytes, bytes]) -> None:
+    """Tables of one kind as the row groups of one file, which appears whole or not at all."""
+    with replacing(out) as partial, ExitStack() as stack:
+        writer = None
+        for table in tables:
+            if writer is None:
+                schema = table.schema.with_metadata(metadata)
+                writer = stack.enter_context(pq.ParquetWriter(partial, schema, compression="zstd"))
+            writer.write_table(table.cast(writer.schema))
 
 
 def _alike(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:

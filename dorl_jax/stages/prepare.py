@@ -72,8 +72,8 @@ def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Mani
     Writes `cells.parquet` and `failures.csv` (id, image, reason) into `out`; synthetic cells go to `out/synthetic`.
 
     Raises:
-      InputError: bad settings, tables or labels, fewer than two laboratories, one of which
-        nothing can be used, or (`strict`) a file that cannot be used.
+      InputError: bad settings, tables or labels, fewer than two laboratories, one without a cell that can
+        be used, or (`strict`) a file that cannot be used.
     """
     root = _root(out, settings)
     if settings.source == "synthetic" and not root.is_dir():

@@ -92,7 +92,7 @@ class Run:
 
     def seen_cells(self) -> Manifest:
         """Those of them that trainings may see."""
-        return self.cells().without(self.unseen())
+        return self.cells().without(self.settings.data.unseen)
 
     def unseen(self) -> tuple[str, ...]:
         """The laboratories that trainings see nothing of, as the cells call them."""

@@ -32,8 +32,15 @@ def add_parser(commands: Any) -> None:
         "leakage between splits, masks and colours, on one page with pictures.",
     )
     _add_source(check)
-    check.add_argument("--taxonomy", default="five_classes", help="five_classes, thirteen_classes or a TOML file")
-    check.add_argument("--out", type=Path, default=Path("data_check"), help="folder for check.html and its pictures")
+    check.add_argument(
+        "--taxonomy", default="five_classes", help="five_classes (default), thirteen_classes or a TOML file"
+    )
+    check.add_argument(
+        "--out",
+        type=Path,
+        default=Path("data_check"),
+        help="folder of check.html and its pictures (default: data_check)",
+    )
     check.add_argument(
         "--workers", type=int, default=-1, help="processes that decode; 0 for threads, -1 for half the cores"
     )

@@ -66,7 +66,12 @@ def add_parser(commands: Any) -> None:
     predict.add_argument("--vectors", type=Path, help="in place of IMAGES: what `dorl-jax embed` made of them")
     predict.add_argument("--model", type=Path, metavar="RUN", help="folder of the run whose vectors were learned from")
     predict.add_argument("--classifier", type=Path, required=True, metavar="FILE.skops", help="of train-classifier")
-    predict.add_argument("--out", type=Path, default=Path("predictions.parquet"), help="a .parquet or .csv")
+    predict.add_argument(
+        "--out",
+        type=Path,
+        default=Path("predictions.parquet"),
+        help="a .parquet or .csv (default: predictions.parquet)",
+    )
     predict.add_argument("--overlays", type=Path, metavar="DIR", help="sheets of cells with mask and class; needs RUN")
     predict.add_argument("--most-overlays", type=int, default=512, metavar="N", help="cells on sheets (default: 512)")
     predict.add_argument("--batch-size", type=int, default=16, help="images a step (default: 16)")

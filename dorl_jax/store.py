@@ -153,9 +153,9 @@ class StoreWriter:
             if len(array) != len(self._shards[number]):
                 raise ValueError(f"{name}: {len(array)} rows for {len(self._shards[number])} cells")
             if array.dtype == _BFLOAT16:  # the .npy format has no such type
-                np.save(partial / f"{name}.bfloat16.npy", array.view(np.uint16))
+                _save(partial / f"{name}.bfloat16.npy", array.view(np.uint16))
             else:
-                np.save(partial / f"{name}.npy", array)
+                _save(partial / f"{name}.npy", array)
         files = {path.name: _checksum(path) for path in sorted(partial.glob("*.npy"))}
         reasons = {str(row): reason for row, reason in sorted((failed or {}).items())}
         write_text(partial / _SHARD, json.dumps({"files": files, "failed": reasons}, indent=1) + "\n")
@@ -293,6 +293,16 @@ class Places:
 
     def __getitem__(self, index: int) -> np.ndarray:
         return np.asarray(self._rows[int(self._places[index])])
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    try:
+        np.save(path, array)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # NumPy tells how much was written, neither where nor why.
+        raise OSError(f"{path} could not be written, as where the disk is full ({error})") from error
 
 
 def _shard_folder(folder: Path, number: int) -> Path:

@@ -171,7 +171,7 @@ def _of_one_length(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not (lists and pa.types.is_floating(kind.value_type)):
         raise InputError(f"{name}: column 'vector' must hold lists of numbers (float32), not {kind}")
-    if pa.types.is_fixed_size_list(kind):
+    if pa.types.is_fixed_size_list(kind) and kind.list_size:
         return column
     lengths = pc.unique(pc.drop_null(pc.list_value_length(column))).to_pylist()
     if lengths == [0]:

@@ -2,12 +2,19 @@
 
 import gc
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import pytest
-from jaxtyping import install_import_hook
+# What one test compiles serves the next, and the processes that tests start. Each worker has a cache of its own, for
+# JAX does not write its files in one piece.
+_compiled = tempfile.TemporaryDirectory(prefix="dorl_jax_compiled_", ignore_cleanup_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 # Shapes and types of public functions are checked at run time, in tests only.
 install_import_hook(["dorl_jax", "weights_conversion"], "beartype.beartype")

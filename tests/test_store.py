@@ -87,6 +87,25 @@ def test_damage_is_named(tmp_path):
 
 
 @contextmanager
+def bytes_a_file(count):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    writer = StoreWriter(tmp_path, IDS, SIGNATURE, shard_size=4)
+    much = np.zeros((4, 1 << 20), np.uint8)
+    with bytes_a_file(1 << 16), pytest.raises(OSError, match=r"feature\.npy could not be written, as where the disk"):
+        writer.write(0, {"feature": much})
+    writer.write(0, {"feature": much})  # once there is room
+    assert [number for number, _ in writer.missing()] == [1, 2]
+
+
+@contextmanager
 def files_at_once(count):
     """At most, beside those that are open already."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)

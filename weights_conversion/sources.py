@@ -136,13 +136,20 @@ def _tensor(name: str, value: Any) -> Tensor:
         return value
     if hasattr(value, "detach"):  # a PyTorch tensor
         return Tensor(tuple(value.shape), str(value.dtype).removeprefix("torch."), partial(_from_torch, name, value))
-    array = value if hasattr(value, "dtype") and hasattr(value, "shape") else np.asarray(value)
+    try:
+        array = value if hasattr(value, "dtype") and hasattr(value, "shape") else np.asarray(value)
+    except ValueError as error:  # a list of lists that are not of one length
+        raise InputError(f"{name!r} in the state dict is not an array: {error}") from error
     if array.dtype == object:
         raise InputError(f"{name!r} in the state dict is not an array but {type(value).__name__}")
     return Tensor(tuple(array.shape), str(array.dtype), lambda: np.asarray(array))
 
 
 def _from_torch(name: str, tensor: Any) -> np.ndarray:
+    if tensor.is_meta:
+        raise InputError(f"{name} is on PyTorch's device 'meta' and has no values: load the weights first")
+    if str(tensor.layout) != "torch.strided":
+        raise InputError(f"{name} is sparse ({tensor.layout}): give tensor.to_dense()")
     try:
         return tensor.detach().cpu().numpy()
     except TypeError as error:  # bfloat16 and the like
@@ -170,6 +177,8 @@ def _open_folder(folder: Path) -> Tensors:
     try:
         places: dict[str, str] = json.loads(found.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(places.values()))
+        if not all(isinstance(file, str) for file in files):
+            raise TypeError("a file has a name that is no text")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{found} is not an index of a checkpoint in parts: {error!r}") from error
     tensors: Tensors = {}

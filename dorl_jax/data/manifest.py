@@ -390,7 +390,8 @@ def require_laboratories(manifest: Manifest, least: int = 2) -> None:
     if len(manifest.laboratories) < least:
         raise InputError(
             f"{least} laboratories are needed to compare across them, and there is only "
-            f"{', '.join(manifest.laboratories) or 'none'}: add a folder with a {LABELS_FILE}"
+            f"{', '.join(manifest.laboratories) or 'none'}: add a folder with a {LABELS_FILE}; "
+            "evaluate.leave_one_out = false tests within one"
         )
 
 

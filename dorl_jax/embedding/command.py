@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser, stage: str) -> None:
     group.add_argument("--strict", action="store_true", help="stop at an image that cannot be read")
     if stage == "extract":  # the others are settings of the stage
         return
-    group.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the arithmetic")
+    group.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the arithmetic (default: float32)"
+    )
     group.add_argument(
         "--workers", type=int, default=-1, help="processes that decode; 0 for threads, -1 for half the cores"
     )

@@ -115,7 +115,7 @@ def judge(
     versions give the same figures bit for bit.
 
     Args:
-      methods: vectors of the same cells, of at least two laboratories.
+      methods: vectors of the same cells, of two laboratories or more; without `leave_one_out`, of one or more.
       settings: see `ProtocolSettings`.
       progress: show a bar over the fits.
       finished: fits of an earlier run under their mark (see `mark_of`); they are not repeated.
@@ -160,14 +160,20 @@ def plan(methods: Sequence[Method], settings: ProtocolSettings) -> tuple[Latents
 
     Raises:
       InputError: a classifier whose package is missing, vectors that do not belong together or serve no classifier that
-        is fitted, laboratories too small for the folds (see `split_laboratories`), or a test in a looser setting than
-        `require` allows.
+        is fitted, a single laboratory with `leave_one_out` or `parity`, laboratories too small for the folds (see
+        `split_laboratories`), or a test in a looser setting than `require` allows.
     """
     if settings.parity:
         settings = as_original(settings)
     for name in settings.classifiers:
         make_classifier(name, settings.seed)  # a missing package is named before the first fit
     cells, runs = align(methods)
+    names = np.unique(cells.laboratories).tolist()
+    if len(names) == 1 and (settings.leave_one_out or settings.parity):
+        raise InputError(
+            f"all {len(cells)} cells are from one laboratory, {names[0]!r}: testing across laboratories needs at least "
+            "two; leave_one_out = false, without parity, tests within the one"
+        )
     splits = split_laboratories(cells, settings.folds, settings.seed, settings.grouped)
     classes = len(np.unique(cells.labels))
     if classes > NOT_TESTED:

@@ -211,14 +211,18 @@ class Evaluation:
         """The headline classifier's summaries, best first within a setting: by macro-F1 and accuracy added up.
 
         Over the laboratories left out where all summaries of the setting have such tests, else over the pairs: the two
-        are not equally hard, and some methods have pairs alone. What lacks even these comes last.
+        are not equally hard, and some methods have pairs alone. What lacks even these comes last. Of a single
+        laboratory, within it.
         """
         chosen = [one for one in self.summaries if one.classifier == self.headline]
         order = list(dict.fromkeys(one.setting for one in self.summaries))
         by_pairs = {one.setting for one in chosen if one.leave_one_out is None}
 
         def place(one: Summary) -> tuple[int, bool, float]:
-            part = one.pairs if one.setting in by_pairs else one.leave_one_out
+            if len(self.laboratories) == 1:
+                part = one.in_domain
+            else:
+                part = one.pairs if one.setting in by_pairs else one.leave_one_out
             score = (part.accuracy.mean or 0.0) + (part.macro_f1.mean or 0.0) if part else 0.0
             return order.index(one.setting), part is None, -score
 

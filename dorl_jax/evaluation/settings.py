@@ -33,7 +33,10 @@ class ProtocolSettings(Settings):
         "all", "cells of the target that adaptation sees: all, or for each tested part the others"
     )
     rounds: int = setting(ROUNDS, "rounds of self-training and co-training", least=1)
-    leave_one_out: bool = setting(True, "also train on all laboratories but the tested one, where there are three")
+    leave_one_out: bool = setting(
+        True,
+        "also train on all laboratories but the tested one, where there are three; false takes a single one, too",
+    )
     tested: Literal["all", "unseen"] = setting(
         "all", "cells that are tested: all, or those that the making of the vectors has not seen"
     )

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from dorl_jax.errors import InputError, name_some
+from dorl_jax.errors import InputError
 from dorl_jax.evaluation.latents import Latents
 
 
@@ -31,15 +31,10 @@ def split_laboratories(latents: Latents, folds: int, seed: int, grouped: bool = 
         and in laboratories without such groups, the folds are those of scikit-learn's `StratifiedKFold`.
 
     Raises:
-      InputError: a single laboratory, or one too small for the folds: fewer cells (or groups) than folds, no class with
-        as many cells as there are folds, or a training part without two cells of two classes.
+      InputError: a laboratory too small for the folds: fewer cells (or groups) than folds, no class with as many cells
+        as there are folds, or a training part without two cells of two classes.
     """
     names = np.unique(latents.laboratories).tolist()
-    if len(names) < 2:
-        raise InputError(
-            f"all {len(latents)} cells are from one laboratory, {name_some(names)!r}: testing across "
-            "laboratories needs at least two"
-        )
     return {name: _split(latents, name, folds, seed, grouped) for name in names}
 
 

@@ -346,7 +346,7 @@ def _summary(
     found: Mapping[Test, _Found],
     seed: int,
 ) -> Summary | None:
-    """None where nothing was tested across laboratories in this setting."""
+    """None where nothing was tested across laboratories in this setting, but something in another."""
     of_kind: dict[str, list[Test]] = defaultdict(list)
     for test in tests:
         of_kind[test[4]].append(test)
@@ -354,7 +354,7 @@ def _summary(
     if not inside:
         method, adaptation, _, classifier = entry
         inside = [t for t in found if (t[0], t[1], t[3], t[4]) == (method, adaptation, classifier, "in_domain")]
-    if not of_kind["pair"] and not of_kind["leave_one_out"]:
+    if not of_kind["pair"] and not of_kind["leave_one_out"] and any(test[4] != "in_domain" for test in found):
         return None
     return Summary(
         *entry,

@@ -66,13 +66,19 @@ class DataSettings(Settings):
             )
 
 
-def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Manifest:
+def prepare(out: Path, settings: DataSettings, *, least: int = 2, progress: bool = True) -> Manifest:
     """Read and check the laboratories.
 
     Writes `cells.parquet` and `failures.csv` (id, image, reason) into `out`; synthetic cells go to `out/synthetic`.
 
+    Args:
+      out: folder.
+      settings: which cells.
+      least: laboratories that there have to be.
+      progress: show a bar.
+
     Raises:
-      InputError: bad settings, tables or labels, fewer than two laboratories, one without a cell that can
+      InputError: bad settings, tables or labels, fewer than `least` laboratories, one without a cell that can
         be used, or (`strict`) a file that cannot be used.
     """
     root = _root(out, settings)
@@ -80,7 +86,7 @@ def prepare(out: Path, settings: DataSettings, *, progress: bool = True) -> Mani
         write_laboratories(root, settings.synthetic_cells, settings.synthetic_laboratories, settings.synthetic_seed)
     listings = open_laboratories(root, settings.laboratories)
     listed = make_manifest(listings, load_taxonomy(settings.taxonomy))
-    require_laboratories(listed)
+    require_laboratories(listed, least)
     listed.without(settings.unseen)  # a wrong name is told before anything is read
     _tell(listings)
     checked = check_cells(listed, progress)

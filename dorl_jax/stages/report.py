@@ -148,7 +148,7 @@ def _confusions(evaluation: Evaluation, best: Summary, names: Sequence[str]) -> 
         ),
         "all": chart(
             lambda theme: plots.confusion_grid(
-                of_classifiers,
+                of_classifiers[: len(laboratories)],  # of one there is no other
                 classes,
                 ["in-domain", "cross-domain"],
                 [TITLES.get(n, n) for n in names],

@@ -125,7 +125,9 @@ class Run:
 
 
 def _prepare(run: Run) -> Any:
-    return prepare(run.folder / "data", run.settings.data, progress=run.progress)
+    judging = run.settings.evaluate
+    least = 2 if judging.leave_one_out or judging.parity else 1
+    return prepare(run.folder / "data", run.settings.data, least=least, progress=run.progress)
 
 
 def _finetune_sam(run: Run) -> Any:

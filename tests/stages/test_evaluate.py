@@ -37,6 +37,11 @@ def blobs(seed=0):
     )
 
 
+def of_laboratory(cells, name):
+    rows = cells.laboratories == name
+    return Latents(cells.ids[rows], cells.laboratories[rows], cells.labels[rows], cells.vectors[rows])
+
+
 @pytest.fixture
 def latents(tmp_path):
     write_latents(blobs(), tmp_path / "latents.parquet")
@@ -161,6 +166,40 @@ def test_bad_input_leaves_no_summary(tmp_path):
     with pytest.raises(InputError, match="one laboratory, 'north'"):
         evaluate(tmp_path / "latents.parquet", tmp_path / "out", SETTINGS)
     assert not (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_single_laboratory_is_tested_within_itself(latents, tmp_path):
+    """By the very folds, and so with the very figures, that it has beside another."""
+    both = evaluate(latents, tmp_path / "both", SETTINGS, progress=False)
+    alone = replace(SETTINGS, leave_one_out=False, few_cells=(5,))
+    write_latents(of_laboratory(blobs(), "north"), tmp_path / "north.parquet")
+    found = evaluate(tmp_path / "north.parquet", tmp_path / "one", alone, progress=False)
+    assert found.rows == [row for row in both.rows if row.source == row.target == "north"]
+    assert found.means == [mean for mean in both.means if mean.source == mean.target == "north"]
+    assert {one.classifier for one in found.summaries} == set(SETTINGS.classifiers)
+    scores = {one.classifier: one.in_domain.accuracy.mean for one in found.summaries}
+    assert scores == {mean.classifier: mean.accuracy.mean for mean in found.means}
+    assert all(one.pairs is None and one.leave_one_out is None for one in found.summaries)
+    # Nothing that takes two laboratories is measured, and the tables say what there is.
+    assert {path.name for path in (tmp_path / "one").iterdir()} == FILES - {
+        "invariance.json", "invariance.csv", "few_cells.csv",
+    }  # fmt: skip
+    table = (tmp_path / "one" / "table.md").read_text()
+    assert f" {100 * scores[found.headline]:.1f} [" in table
+    assert "each laboratory" not in table
+    assert read_evaluation(tmp_path / "one") == found
+    with pytest.raises(InputError, match="leave_one_out = false, without parity, tests within the one"):
+        evaluate(tmp_path / "north.parquet", tmp_path / "parity", replace(alone, parity=True), progress=False)
+
+
+def test_methods_of_a_single_laboratory_are_ranked_within_it(tmp_path):
+    cells = of_laboratory(blobs(), "north")
+    noise = np.random.default_rng(3).normal(size=cells.vectors.shape).astype(np.float32)
+    write_latents(replace(cells, vectors=noise), tmp_path / "noise.parquet")
+    write_latents(cells, tmp_path / "cells.parquet")
+    settings = replace(SETTINGS, leave_one_out=False, name="noise", beside=(f"cells={tmp_path / 'cells.parquet'}",))
+    found = evaluate(tmp_path / "noise.parquet", tmp_path / "out", settings, progress=False)
+    assert [one.method for one in found.ranking()] == ["cells", "noise"]
 
 
 def test_no_warning_escapes(latents, tmp_path):

@@ -78,6 +78,8 @@ def test_a_single_laboratory(root, tmp_path):
     only = sorted(root.iterdir())[0].name
     with pytest.raises(InputError, match=f"there is only {only}"):
         prepare(tmp_path / "data", settings(root, laboratories=(only,)), progress=False)
+    found = prepare(tmp_path / "data", settings(root, laboratories=(only,)), least=1, progress=False)
+    assert found.laboratories == (only,)
 
 
 def test_unknown_label_and_missing_column(root, tmp_path):

@@ -460,3 +460,27 @@ def test_a_summary_without_some_pair_is_named(make_run):
     path.write_text(json.dumps(summary))
     with pytest.raises(InputError, match="lacks the mean of some classifier"):
         report(run)
+
+
+def test_a_single_laboratory(evaluated, tmp_path):
+    """Nothing on its page is of others, and its figures are those within it."""
+    cells = read_latents(evaluated / "embed" / "latents.parquet")
+    rows = cells.laboratories == "south"
+    south = Latents(cells.ids[rows], cells.laboratories[rows], cells.labels[rows], cells.vectors[rows])
+    (tmp_path / "embed").mkdir()
+    write_latents(south, tmp_path / "embed" / "latents.parquet")
+    write_store(tmp_path / "extract" / "store")
+    settings = EvaluateSettings(
+        classifiers=("svm_linear", "logistic_regression"), headline="logistic_regression", adaptations=("none",),
+        leave_one_out=False, resamples=100,
+    )  # fmt: skip
+    found = evaluate(tmp_path / "embed" / "latents.parquet", tmp_path / "evaluation", settings, progress=False)
+    page = Page(report(tmp_path))
+    text = " ".join(page.texts)
+    best = found.ranking()[0]
+    assert f"{100 * best.in_domain.accuracy.mean:.1f}" in text
+    for other in ("Across laboratories", "Neighbours", "Laboratory to laboratory", "cross-domain", "not here yet"):
+        shown = text.split("Training", 1)[0] if other == "not here yet" else text
+        assert other not in shown.replace("Masks over cells", ""), other
+    assert "recognised in other cells of it" in text
+    assert "trained on the other folds called wrong" in " ".join(text.split())

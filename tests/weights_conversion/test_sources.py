@@ -62,9 +62,10 @@ def test_a_checkpoint_in_parts(tmp_path, hugging_face):
     path.write_text(json.dumps({"weight_map": {"a": "../model-1.safetensors"}}))
     with pytest.raises(InputError, match="points outside its folder"):
         read_state_dict(tmp_path)
-    path.write_text("{}")
-    with pytest.raises(InputError, match="is not an index"):
-        read_state_dict(tmp_path)
+    for wrong in ({}, {"weight_map": {"a": 1}}, {"weight_map": {"a": "model-1.safetensors", "b": None}}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(InputError, match="is not an index"):
+            read_state_dict(tmp_path)
 
 
 def test_an_empty_folder(tmp_path):
@@ -88,6 +89,16 @@ def test_arrays_of_other_libraries():
     torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'dorl-jax[convert]'")
     as_torch = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in source.items()}
     assert_same_tensors(export_sam(convert_sam(as_torch)), source)
+
+
+def test_what_has_no_plain_values_is_refused():
+    with pytest.raises(InputError, match="'a' in the state dict is not an array: .* inhomogeneous"):
+        open_state_dict({"a": [[1.0], [1.0, 2.0]]})
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'dorl-jax[convert]'")
+    with pytest.raises(InputError, match="a is on PyTorch's device 'meta' and has no values"):
+        read_state_dict({"a": torch.empty(2, device="meta")})
+    with pytest.raises(InputError, match=r"a is sparse \(torch.sparse_coo\): give tensor.to_dense\(\)"):
+        read_state_dict({"a": torch.eye(2).to_sparse()})
 
 
 def test_half_precision_is_refused(tmp_path):

@@ -226,7 +226,6 @@ def test_summary_is_plain_json(make_latents):
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ({"north": THREE["north"]}, "all 83 cells are from one laboratory, 'north'"),
         (THREE | {"tiny": {"monocyte": 2, "basophil": 2}}, "'tiny' has too few cells for 5 folds (2 ba"),
         (THREE | {"even": {"a": 4, "b": 4, "c": 4}}, "laboratory 'even' has too few cells for 5 folds"),
         (THREE | {"one": {"monocyte": 30}}, "'one' (30 monocyte) needs two classes with at least 3"),

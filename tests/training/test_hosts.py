@@ -14,7 +14,7 @@ from dorl_jax.errors import InputError
 from dorl_jax.parallel import done_by_main, initialise, is_main
 
 # A computation that hangs is a failure: two processes that wait for each other would do so for ever.
-LIMIT = 240
+LIMIT = 600
 STEPS, BATCH, DIES_BEHIND = 12, 8, 8
 
 TRAINING = """

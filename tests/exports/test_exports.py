@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from dorl_jax.cli import main
+from dorl_jax.errors import InputError
 from dorl_jax.exports import projector
 from dorl_jax.exports.names import distinct_names
-from dorl_jax.vectors import read_vectors
+from dorl_jax.vectors import from_table, read_vectors
 
 
 def export(source: Path, to: Path, *more: str) -> None:
@@ -62,6 +63,13 @@ def test_bad_vectors_are_named(vectors_file, tmp_path: Path, capsys) -> None:
     assert main(["export", str(vectors_file()), "--to", "x.xlsx"]) == 2
     assert main(["export", str(tmp_path), "--to", "x.npz"]) == 2
     capsys.readouterr()
+
+
+def test_empty_lists_of_a_fixed_size_are_named() -> None:
+    """Parquet has none, Arrow has."""
+    table = pa.table({"id": ["a"], "vector": pa.array([[]], pa.list_(pa.float32(), 0))})
+    with pytest.raises(InputError, match="the table: column 'vector' holds empty lists"):
+        from_table(table, "the table")
 
 
 def test_numpy(vectors_file, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from limits import limited
 
 from dorl_jax.cli import main
 from dorl_jax.data.image_lists import open_images
@@ -125,11 +126,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_work(
 
 def test_a_full_disk_is_told(cells: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build = ["data", "build", str(cells), "--out", str(tmp_path / "built"), "--quiet"]
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, before[1]))
-    try:
+    with limited(resource.RLIMIT_FSIZE, 70_000):
         assert main(build) == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert re.search(r"1\.0\.0 cannot be written: .*File too large.*make room", capsys.readouterr().err)
     assert main(build) == 0

@@ -4,11 +4,11 @@ import errno
 import os
 import pickle
 import resource
-from contextlib import contextmanager
 
 import ml_dtypes
 import numpy as np
 import pytest
+from limits import limited
 
 from dorl_jax.errors import InputError
 from dorl_jax.locks import locked
@@ -86,36 +86,21 @@ def test_damage_is_named(tmp_path):
         Store(tmp_path)
 
 
-@contextmanager
-def bytes_a_file(count):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (count, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def test_what_cannot_be_written_is_named(tmp_path):
     writer = StoreWriter(tmp_path, IDS, SIGNATURE, shard_size=4)
     much = np.zeros((4, 1 << 20), np.uint8)
-    with bytes_a_file(1 << 16), pytest.raises(OSError, match=r"feature\.npy could not be written, as where the disk"):
+    said = r"feature\.npy could not be written, as where the disk"
+    with limited(resource.RLIMIT_FSIZE, 1 << 16), pytest.raises(OSError, match=said):
         writer.write(0, {"feature": much})
     writer.write(0, {"feature": much})  # once there is room
     assert [number for number, _ in writer.missing()] == [1, 2]
 
 
-@contextmanager
 def files_at_once(count):
     """At most, beside those that are open already."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.open(os.devnull, os.O_RDONLY)
     os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free + count, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    return limited(resource.RLIMIT_NOFILE, free + count)
 
 
 def test_a_store_of_more_files_than_may_be_open(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from dorl_jax.errors import InputError, name_some
@@ -175,14 +176,11 @@ def _open_folder(folder: Path) -> Tensors:
     if found.suffix != ".json":
         return _open(found)
     try:
-        places: dict[str, str] = json.loads(found.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(places.values()))
-        if not all(isinstance(file, str) for file in files):
-            raise TypeError("a file has a name that is no text")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        places = msgspec.convert(json.loads(found.read_text(encoding="utf-8"))["weight_map"], dict[str, str])
+    except (ValueError, KeyError, TypeError, msgspec.ValidationError) as error:
         raise InputError(f"{found} is not an index of a checkpoint in parts: {error!r}") from error
     tensors: Tensors = {}
-    for file in files:
+    for file in sorted(set(places.values())):
         if Path(file).name != file:
             raise InputError(f"{found} points outside its folder: {file}")
         tensors |= _open(folder / file)

@@ -61,6 +61,24 @@ class Latents:
         return len(self.ids)
 
 
+def take_rows(latents: Latents, rows: Shaped[np.ndarray, " m"]) -> Latents:
+    """Some of the cells, or all in another order.
+
+    Args:
+      latents: the cells.
+      rows: their numbers, or True for each that is taken.
+    """
+    return replace(
+        latents,
+        ids=latents.ids[rows],
+        laboratories=latents.laboratories[rows],
+        labels=latents.labels[rows],
+        vectors=np.ascontiguousarray(latents.vectors[rows]),
+        groups=None if latents.groups is None else latents.groups[rows],
+        seen=None if latents.seen is None else latents.seen[rows],
+    )
+
+
 def take_parts(latents: Latents, parts: Collection[str]) -> Latents:
     """The same cells with some parts of their vectors alone, in the order they have there.
 

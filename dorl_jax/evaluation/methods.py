@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dorl_jax.errors import InputError, name_some
-from dorl_jax.evaluation.latents import Latents
+from dorl_jax.evaluation.latents import Latents, take_rows
 from dorl_jax.evaluation.sources import laboratories_of
 
 
@@ -113,15 +113,7 @@ def _ordered(cells: Latents, method: Method) -> list[Latents]:
                 "Methods are compared on the same cells"
             )
         order = np.argsort([place[name] for name in one.ids.tolist()])
-        again = replace(
-            one,
-            ids=one.ids[order],
-            laboratories=one.laboratories[order],
-            labels=one.labels[order],
-            vectors=np.ascontiguousarray(one.vectors[order]),
-            groups=None if one.groups is None else one.groups[order],
-            seen=None if one.seen is None else one.seen[order],
-        )
+        again = take_rows(one, order)
         for what, mine, theirs in (
             ("laboratory", again.laboratories, cells.laboratories),
             ("class", again.labels, cells.labels),

@@ -169,7 +169,7 @@ def plan(methods: Sequence[Method], settings: ProtocolSettings) -> tuple[Latents
         make_classifier(name, settings.seed)  # a missing package is named before the first fit
     cells, runs = align(methods)
     names = np.unique(cells.laboratories).tolist()
-    if len(names) == 1 and (settings.leave_one_out or settings.parity):
+    if len(names) < settings.least_laboratories:
         raise InputError(
             f"all {len(cells)} cells are from one laboratory, {names[0]!r}: testing across laboratories needs at least "
             "two; leave_one_out = false, without parity, tests within the one"

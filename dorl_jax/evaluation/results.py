@@ -185,6 +185,11 @@ class Evaluation:
     settings: dict[str, Any]
     confusions: list[Confusion] = field(default_factory=list)
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is a single laboratory, tested within itself."""
+        return len(self.laboratories) == 1
+
     def to_summary(self) -> dict[str, Any]:
         """Plain values, as `summary.json` holds them: everything but the confusion matrices."""
         tree = msgspec.to_builtins(self)
@@ -219,7 +224,7 @@ class Evaluation:
         by_pairs = {one.setting for one in chosen if one.leave_one_out is None}
 
         def place(one: Summary) -> tuple[int, bool, float]:
-            if len(self.laboratories) == 1:
+            if self.alone:
                 part = one.in_domain
             else:
                 part = one.pairs if one.setting in by_pairs else one.leave_one_out

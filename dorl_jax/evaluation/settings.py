@@ -76,6 +76,11 @@ class ProtocolSettings(Settings):
             raise InputError(f"headline = {self.headline!r} is not among the classifiers {', '.join(self.classifiers)}")
 
     @property
+    def least_laboratories(self) -> int:
+        """Laboratories that have to be there to be tested; a single one can be tested within itself alone."""
+        return 2 if self.leave_one_out or self.parity else 1
+
+    @property
     def ranking_classifier(self) -> str:
         """The classifier that ranks methods, chosen before anything is tested."""
         balanced = "logistic_regression_balanced"

@@ -33,7 +33,7 @@ def all_tables(evaluation: Evaluation, invariance: InvarianceColumns) -> list[Ta
     for setting in dict.fromkeys(one.setting for one in evaluation.summaries):
         title = SETTING_TITLES[setting]
         tables.append(_ranking(evaluation, invariance, setting, title))
-        if len(evaluation.laboratories) > 1:
+        if not evaluation.alone:
             tables.append(_laboratories(evaluation, setting, title))
         for score, name in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
             tables.append(_pairs(evaluation, setting, f"{title}: {name} % of every classifier", score))

@@ -148,8 +148,7 @@ def evaluate_methods(
         write_text(out / f"{name}.csv", write_csv(items))
     runs = [one.run for one in judgement.judged]
     columns = InvarianceColumns()
-    several = len(evaluation.laboratories) > 1
-    if settings.invariance and several:
+    if settings.invariance and not evaluation.alone:
         found, complete = measure_invariance(judgement.cells, runs, evaluation.settings["adaptations"], settings.seed)
         if not complete:
             logger.info("%s", MISSING)
@@ -158,7 +157,7 @@ def evaluate_methods(
         write_text(out / "invariance.json", json.dumps(tree, indent=1) + "\n")
         write_text(out / "invariance.csv", write_csv(found))
         columns = InvarianceColumns(found, remark)
-    if settings.few_cells and several and not settings.parity:
+    if settings.few_cells and not evaluation.alone and not settings.parity:
         curve = few_cells(
             judgement.cells, runs, evaluation.headline, settings.few_cells, settings.seed, settings.tested
         )

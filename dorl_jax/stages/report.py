@@ -2,7 +2,7 @@
 
 import csv
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,11 @@ def report(run: Path) -> Path:
         "failures": (_read_failures, "data/failures.csv"),
     }
     parts = {name: read(run / file) if (run / file).is_file() else None for name, (read, file) in readers.items()}
+    alone = _alone(parts)
     has_vectors = (run / "embed" / "latents.parquet").is_file()
     has_predictions = parts["evaluation"] is not None and (run / "evaluation" / "predictions.parquet").is_file()
     parts["latent_space"] = read_latent_space(run) if has_vectors else None
-    parts["neighbours"] = read_neighbours(run) if has_vectors else None
+    parts["neighbours"] = read_neighbours(run) if has_vectors and not alone else None
     parts["worst_cells"] = read_worst_cells(run) if has_predictions else None
     if all(part is None for part in parts.values()):
         raise InputError(
@@ -81,12 +82,20 @@ def report(run: Path) -> Path:
     parts["invariance"] = parts["invariance"] or InvarianceColumns()
     page = _template().render(
         name=run.resolve().name,
+        alone=alone,
         settings=settings.read_text(encoding="utf-8") if settings.is_file() else None,
         **parts,
     )
     path = run / "report.html"
     write_text(path, page)
     return path
+
+
+def _alone(parts: Mapping[str, Any]) -> bool:
+    """Whether the page is of a single laboratory, as far as is known."""
+    if parts["evaluation"] is not None:
+        return parts["evaluation"]["summary"].alone
+    return parts["cells"] is not None and len(parts["cells"]["lines"]) == 1
 
 
 def _template() -> jinja2.Template:
@@ -123,9 +132,11 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
         "own": own,
         "names": names,
         "pairs": [[means[(name, *test)] for name in names] for test in tests],
-        "heat_maps": _heat_maps(evaluation, own, "Accuracy of every classifier for every source and target laboratory"),
+        "heat_maps": _heat_maps(evaluation, own, "Accuracy of every classifier for every source and target laboratory")
+        if not evaluation.alone
+        else None,
         "methods": _heat_maps(evaluation, ranking, "Accuracy of every method for every source and target laboratory")
-        if len(ranking) > 1
+        if len(ranking) > 1 and not evaluation.alone
         else None,
         "confusions": _confusions(evaluation, best, names) if evaluation.confusions else None,
     }

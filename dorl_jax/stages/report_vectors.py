@@ -94,7 +94,7 @@ def read_worst_cells(run: Path) -> dict[str, list[Tile]] | None:
         (test.source, test.target)
         for test in evaluation.means
         if all(getattr(test, name) == value for name, value in headline.items())
-        and (test.kind != "in_domain" or len(evaluation.laboratories) == 1)
+        and (test.kind != "in_domain" or evaluation.alone)
         and test.setting == best.setting
     }
     called: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)

@@ -125,8 +125,7 @@ class Run:
 
 
 def _prepare(run: Run) -> Any:
-    judging = run.settings.evaluate
-    least = 2 if judging.leave_one_out or judging.parity else 1
+    least = run.settings.evaluate.least_laboratories
     return prepare(run.folder / "data", run.settings.data, least=least, progress=run.progress)
 
 

@@ -11,7 +11,7 @@ import pytest
 from dorl_jax.errors import InputError
 from dorl_jax.evaluation import protocol
 from dorl_jax.evaluation.adaptation import standardise_by_laboratory
-from dorl_jax.evaluation.latents import Latents, read_latents, write_latents
+from dorl_jax.evaluation.latents import Latents, read_latents, take_rows, write_latents
 from dorl_jax.evaluation.results import read_evaluation
 from dorl_jax.stages.evaluate import EvaluateSettings, evaluate
 
@@ -35,11 +35,6 @@ def blobs(seed=0):
         labels=labels,
         vectors=vectors.astype(np.float32),
     )
-
-
-def of_laboratory(cells, name):
-    rows = cells.laboratories == name
-    return Latents(cells.ids[rows], cells.laboratories[rows], cells.labels[rows], cells.vectors[rows])
 
 
 @pytest.fixture
@@ -172,7 +167,8 @@ def test_a_single_laboratory_is_tested_within_itself(latents, tmp_path):
     """By the very folds, and so with the very figures, that it has beside another."""
     both = evaluate(latents, tmp_path / "both", SETTINGS, progress=False)
     alone = replace(SETTINGS, leave_one_out=False, few_cells=(5,))
-    write_latents(of_laboratory(blobs(), "north"), tmp_path / "north.parquet")
+    cells = blobs()
+    write_latents(take_rows(cells, cells.laboratories == "north"), tmp_path / "north.parquet")
     found = evaluate(tmp_path / "north.parquet", tmp_path / "one", alone, progress=False)
     assert found.rows == [row for row in both.rows if row.source == row.target == "north"]
     assert found.means == [mean for mean in both.means if mean.source == mean.target == "north"]
@@ -193,7 +189,8 @@ def test_a_single_laboratory_is_tested_within_itself(latents, tmp_path):
 
 
 def test_methods_of_a_single_laboratory_are_ranked_within_it(tmp_path):
-    cells = of_laboratory(blobs(), "north")
+    cells = blobs()
+    cells = take_rows(cells, cells.laboratories == "north")
     noise = np.random.default_rng(3).normal(size=cells.vectors.shape).astype(np.float32)
     write_latents(replace(cells, vectors=noise), tmp_path / "noise.parquet")
     write_latents(cells, tmp_path / "cells.parquet")
